@@ -1,0 +1,44 @@
+"""What every test is held to: torch's globals stay as they were, and no test reaches a network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def torch_globals() -> dict[str, object]:
+    import torch
+
+    return {
+        "threads": torch.get_num_threads(),
+        "default dtype": torch.get_default_dtype(),
+        "gradients enabled": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "flash attention": torch.backends.cuda.flash_sdp_enabled(),
+        "default device": str(torch.get_default_device()),
+    }
+
+
+@pytest.fixture(autouse=True)
+def torch_globals_stay():
+    """Fail a test that leaves one of torch's global settings changed."""
+    before = torch_globals()
+    yield
+    after = torch_globals()
+    changed = {k: (before[k], after[k]) for k in before if before[k] != after[k]}
+    assert not changed, f"the test changed torch's globals: {changed}"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data beside the repository; a test that needs it skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("reference data (../shared) is not on this machine")
+    return SHARED
