@@ -1,0 +1,27 @@
+"""The optimal codebook for N(0, 1) in the squared error: Lloyd and Max."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quant.codebooks import Codebook, gaussian
+from quant.quantizers.base import LAWS, Quantizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianL2(Quantizer):
+    """Standardised matrix, values of least E(w - q)^2 for normal weights."""
+
+    name = "gaussian_l2"
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """All of them."""
+        return frozenset(LAWS)
+
+    def codebook(self) -> Codebook:
+        """See :func:`quant.codebooks.gaussian`."""
+        return gaussian(self.bits, "l2")
+
+
+QUANTIZER = GaussianL2

@@ -1,0 +1,190 @@
+"""The straight-through gradient against complex steps, and the layer on it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from quant.errors import QuantError
+from quant.fake import QuantLinear, bake, fake_quantize
+from quant.quantizers import get, names
+
+
+def gradient_by_complex_steps(w: np.ndarray, g: np.ndarray, bits: int, name: str) -> np.ndarray:
+    """dL/dW of L = sum g_i ((q_i + w_i - const w_i) s + m) (PAPER 1.3), with nothing that cancels."""
+    book = get(name, bits).codebook()
+
+    def statistics(x: np.ndarray):
+        m = x.mean()
+        s = np.sqrt(((x - m) ** 2).sum() / (x.size - 1))
+        return m, s, (x - m) / (s + 1e-5)
+
+    _, _, fixed = statistics(w)
+    q = book.values[(fixed[:, None] > book.boundaries).sum(1)]
+    out = np.empty_like(w)
+    for j in range(w.size):
+        x = w.astype(complex)
+        x[j] += 1e-30j
+        m, s, z = statistics(x)
+        out[j] = (g * ((q + z - fixed) * s + m)).sum().imag / 1e-30
+    return out
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("std", [1e-3, 0.05, 3.0])
+def test_rule_23_the_gradient_is_the_papers(bits, name, std):
+    rng = np.random.default_rng(bits)
+    w, g = rng.standard_normal(60) * std + 0.3 * std, rng.standard_normal(60)
+    latent = torch.from_numpy(w).reshape(6, 10).requires_grad_()
+    fake_quantize(latent, get(name, bits)).backward(torch.from_numpy(g).reshape(6, 10))
+    expected = gradient_by_complex_steps(w, g, bits, name)
+    np.testing.assert_allclose(latent.grad.numpy().ravel(), expected, rtol=0, atol=1e-10)
+
+
+def test_rule_23_the_oracle_agrees_with_central_differences():
+    rng = np.random.default_rng(0)
+    w, g, h = rng.standard_normal(20), rng.standard_normal(20), 1e-6
+    z0 = (w - w.mean()) / (w.std(ddof=1) + 1e-5)
+    q = np.where(z0 > 0, 1, -1) * 0.6744897501960817
+
+    def loss(x):
+        s = x.std(ddof=1)
+        return (g * ((q + (x - x.mean()) / (s + 1e-5) - z0) * s + x.mean())).sum()
+
+    slow = [(loss(w + h * e) - loss(w - h * e)) / (2 * h) for e in np.eye(20)]
+    np.testing.assert_allclose(gradient_by_complex_steps(w, g, 1, "gaussian_l1"), slow, atol=1e-8)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rule_26_the_forward_pass_is_bit_equal_to_what_is_stored(bits, name, dtype):
+    w = torch.from_numpy(np.random.default_rng(1).standard_normal((17, 9))).to(dtype) * 0.01
+    w[3, 3] = w.mean()
+    grid = get(name, bits).fit(w)
+    out = fake_quantize(w.requires_grad_(), get(name, bits))
+    assert torch.equal(out, grid.values(grid.codes(w)))
+    if dtype == torch.float32:
+        assert torch.equal(out, get(name, bits).grid(grid.statistics).values(grid.codes(w)))
+
+
+@pytest.mark.parametrize("bits", [1, 3, 8])
+def test_rule_22_a_tie_in_training_goes_to_the_lower_value(bits):
+    out = fake_quantize(torch.tensor([-1.0, 0.0, 1.0]), get("gaussian_l1", bits))
+    assert out[1] == np.float32(get("gaussian_l1", bits).codebook().values[2 ** (bits - 1) - 1])
+
+
+def test_gradients_of_matrices_without_a_scale():
+    single = torch.tensor([[2.0]], requires_grad=True)
+    fake_quantize(single, get("gaussian_l1", 1)).backward(torch.tensor([[5.0]]))
+    assert single.grad.item() == 5
+    constant = torch.full((2, 2), 0.1, requires_grad=True)
+    fake_quantize(constant, get("gaussian_l1", 1)).backward(torch.tensor([[1.0, 2], [3, 6]]))
+    torch.testing.assert_close(constant.grad, torch.full((2, 2), 3.0))
+
+
+def test_a_second_derivative_is_refused():
+    w = torch.randn(4, 4, requires_grad=True)
+    (grad,) = torch.autograd.grad(fake_quantize(w, get("gaussian_l1", 2)).square().sum(), w, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_a_pass_in_inference_mode_spoils_no_later_training():
+    layer = QuantLinear(8, 4, bits=7, quantizer="gaussian_l2", dtype=torch.float64)
+    with torch.inference_mode():
+        layer(torch.ones(2, 8, dtype=torch.float64))
+    layer(torch.ones(2, 8, dtype=torch.float64)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_reduced_precision_keeps_its_dtype_and_computes_in_float32():
+    w = torch.randn(6, 6, dtype=torch.bfloat16, requires_grad=True)
+    out = fake_quantize(w, get("gaussian_l1", 4))
+    out.sum().backward()
+    assert out.dtype == w.grad.dtype == torch.bfloat16
+    assert torch.equal(out, fake_quantize(w.float(), get("gaussian_l1", 4)).bfloat16())
+
+
+def test_weights_that_are_not_contiguous():
+    w = torch.randn(6, 4)
+    assert torch.equal(
+        fake_quantize(w.t(), get("gaussian_l1", 3)), fake_quantize(w.t().contiguous(), get("gaussian_l1", 3))
+    )
+
+
+class TestQuantLinear:
+    def test_latent_weight_keeps_its_name(self):
+        layer = QuantLinear(5, 3, True, bits=2)
+        assert list(layer.state_dict()) == ["weight", "bias"]
+        assert not hasattr(QuantLinear(5, 3, bits=2).bias, "data")
+        assert "bits=2, quantizer=gaussian_l1" in repr(layer)
+
+    def test_forward_and_deployed_are_bit_equal(self):
+        x = torch.randn(4, 12)
+        for bits in range(1, 9):
+            layer = QuantLinear(12, 7, True, bits=bits).eval()
+            plain = layer.deployed()
+            assert type(plain) is nn.Linear
+            assert not plain.training
+            assert torch.equal(plain(x), layer(x))
+            assert plain.weight.unique().numel() <= 2**bits
+            assert plain.weight.data_ptr() != layer.weight.data_ptr()
+            assert plain.bias.data_ptr() != layer.bias.data_ptr()
+            assert torch.equal(layer.grid().values(layer.grid().codes(layer.weight)), plain.weight)
+
+    def test_pickles_and_copies(self):
+        layer, x = QuantLinear(6, 2, bits=3, quantizer="released"), torch.randn(3, 6)
+        file = io.BytesIO()
+        torch.save(layer, file)
+        file.seek(0)
+        for other in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer), torch.load(file, weights_only=False)):
+            assert torch.equal(other(x), layer(x))
+
+    def test_follows_its_latent_weight_in_eval_mode(self):
+        layer, x = QuantLinear(6, 2, bits=1).eval(), torch.randn(3, 6)
+        before = layer(x)
+        layer.weight.data.mul_(2)  # no version counter sees this
+        assert not torch.equal(layer(x), before)
+
+    def test_learns(self):
+        generator = torch.Generator().manual_seed(0)
+        layer = QuantLinear(16, 1, bits=1)
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(1, 16, generator=generator))
+        x = torch.randn(256, 16, generator=generator)
+        y = x @ torch.tensor([1.0, -1.0] * 8)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
+        for _ in range(200):
+            loss = (layer(x)[:, 0] - y).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert loss < 1e-3  # the target is itself of one bit: signs and scale must both be found
+
+    def test_wrong_settings(self):
+        with pytest.raises(QuantError, match="bits from 1 to 8"):
+            QuantLinear(3, 3, bits=32)
+        with pytest.raises(QuantError, match="nearest: released"):
+            QuantLinear(3, 3, bits=1, quantizer="release")
+
+
+def test_bake_copies_the_model_with_plain_layers():
+    shared_layer = QuantLinear(4, 4, bits=2)
+    model = nn.Sequential(
+        nn.ModuleDict({"a": shared_layer})["a"], nn.Sequential(nn.ReLU(), shared_layer), nn.Linear(4, 2)
+    )
+    baked, x = bake(model), torch.randn(3, 4)
+    assert list(baked.state_dict()) == list(model.state_dict())
+    assert not any(isinstance(m, QuantLinear) for m in baked.modules())
+    assert isinstance(model[0], QuantLinear)
+    assert baked[0] is baked[1][1]
+    assert torch.equal(baked(x), model(x))
+    assert type(bake(shared_layer)) is nn.Linear
