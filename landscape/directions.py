@@ -1,0 +1,265 @@
+"""Directions in weight space: random and normalised, orthogonal pairs, from one point to another.
+
+Filter normalisation is that of Li et al. 2018 (Visualizing the Loss Landscape of Neural Nets, section 4): d_i <- d_i /
+||d_i|| * ||w_i|| for every filter i. Departures: zero filters give zero, tokens count as filters each, and what has no
+rows follows the stated :class:`landscape.space.Policy` (NUMERICS 7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from landscape.errors import LandscapeError, nearest
+from landscape.space import Policy, Space, half, norm_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Normalisation = Literal["filter", "layer", "element"]
+NORMALISATIONS = ("filter", "layer", "element")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Direction:
+    """A vector in a space.
+
+    Attributes
+    ----------
+    tensors
+        One tensor for each tensor of the space, of its shape and dtype (float32 for half precision).
+    seed
+        Of the noise; None for a direction between two points.
+    normalisation
+        ``filter``, ``layer``, ``element``, or ``between``.
+    policy
+        The space's policy for what has no rows.
+    flags
+        Tensor name -> what a reader should know of it, such as rows of one entry.
+    """
+
+    tensors: Mapping[str, Tensor]
+    seed: int | None
+    normalisation: str
+    policy: Policy
+    flags: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def norm(self) -> float:
+        """Frobenius norm over all tensors."""
+        return self.dot(self) ** 0.5
+
+    @cached_property
+    def moved(self) -> frozenset[str]:
+        """Names of the tensors that are not zero throughout."""
+        return frozenset(name for name, d in self.tensors.items() if bool(d.any()))
+
+    @cached_property
+    def moving(self) -> int:
+        """Number of entries that are not zero."""
+        return sum(int(torch.count_nonzero(d)) for d in self.tensors.values())
+
+    def dot(self, other: Direction) -> float:
+        """Inner product with another direction of the same space, in float64."""
+        names = [name for name in self.tensors if name in other.tensors]
+        return sum(_dot(self.tensors[name], other.tensors[name]) for name in names)
+
+    def describe(self) -> dict[str, Any]:
+        """How it was drawn, as plain data for a provenance."""
+        return {
+            "seed": self.seed,
+            "normalisation": self.normalisation,
+            "norm": self.norm,
+            "moving": self.moving,
+            "flags": dict(self.flags),
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a tensor: name, entries, norm, flag."""
+        import pandas as pd
+
+        rows = [
+            {"tensor": name, "entries": d.numel(), "norm": norm_of(d), "flag": self.flags.get(name, "")}
+            for name, d in self.tensors.items()
+        ]
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self}</p>" + self.to_frame().to_html(index=False, max_rows=20)
+
+    def __repr__(self) -> str:
+        return f"Direction({self.normalisation}, seed={self.seed}, norm={self.norm:.4g}, moving={self.moving:,})"
+
+
+def draw(space: Space, seed: int, normalisation: Normalisation | None = None) -> Direction:
+    """Gaussian noise, normalised to the space's weights.
+
+    Each tensor's noise comes from its own generator, seeded by (seed, tensor name): two models share the noise of the
+    tensors they share (NUMERICS 16), whatever else moves.
+
+    Parameters
+    ----------
+    space
+        At whose centre the norms are taken.
+    seed
+        Another seed gives another direction.
+    normalisation
+        ``filter``, ``layer`` (one norm a tensor) or ``element`` (noise times |w|); default: as the policy says.
+
+    Raises
+    ------
+    LandscapeError
+        For an unknown normalisation, or if nothing would move; says which policy caused it.
+    """
+    chosen = space.policy.matrices if normalisation is None else normalisation
+    if chosen not in NORMALISATIONS:
+        raise LandscapeError(
+            f"expected a normalisation among {', '.join(NORMALISATIONS)}, found {chosen!r}"
+            f"{nearest(chosen, NORMALISATIONS)}"
+        )
+    tensors, flags = {}, {}
+    for name in space.names:
+        weight = _exact(space.centre[name])
+        unit = _unit(space, name, chosen)
+        noise = torch.zeros_like(weight) if unit == "zero" else _noise(seed, name, weight)
+        if unit == "element":
+            noise = noise * weight.abs()
+        elif unit != "zero" and weight.numel():
+            rows = _rows(weight, unit)
+            noise = _with_norms(_rows(noise, unit), rows.norm(dim=1, keepdim=True)).reshape(weight.shape)
+            if rows.shape[1] == 1:
+                flags[name] = "rows of one entry: the noise is plus or minus w; normalise by layer to vary it"
+        tensors[name] = _like(noise, space.centre[name])
+    return _not_zero(
+        Direction(tensors=tensors, seed=seed, normalisation=chosen, policy=space.policy, flags=flags), space
+    )
+
+
+def orthogonal_pair(
+    space: Space, seeds: tuple[int, int], normalisation: Normalisation | None = None
+) -> tuple[Direction, Direction]:
+    """Two directions, the second orthogonal to the first *after* normalisation.
+
+    The second is made orthogonal filter by filter and given its filter norms again, which keeps both properties. Rows
+    of one entry cannot be orthogonal and stay as drawn; :func:`cosine` tells what is left.
+
+    Raises
+    ------
+    LandscapeError
+        If the seeds are equal, or nothing would move.
+    """
+    if seeds[0] == seeds[1]:
+        raise LandscapeError(f"expected two different seeds for a plane, found {seeds[0]} twice")
+    first, second = draw(space, seeds[0], normalisation), draw(space, seeds[1], normalisation)
+    tensors = {}
+    for name, drawn in second.tensors.items():
+        unit = _unit(space, name, second.normalisation)
+        if unit == "zero" or not drawn.numel():
+            tensors[name] = drawn
+            continue
+        # Elementwise noise has no filters: the tensor as a whole is made orthogonal.
+        unit = "whole" if unit == "element" else unit
+        x, y = _rows(_exact(first.tensors[name]), unit), _rows(_exact(drawn), unit)
+        rest = y - x * _quotient((x * y).sum(dim=1, keepdim=True), (x * x).sum(dim=1, keepdim=True))
+        rest = _with_norms(rest, y.norm(dim=1, keepdim=True)) if x.shape[1] > 1 else y
+        tensors[name] = _like(rest.reshape(drawn.shape), drawn)
+    return first, Direction(
+        tensors=tensors,
+        seed=second.seed,
+        normalisation=second.normalisation,
+        policy=second.policy,
+        flags=second.flags,
+    )
+
+
+def cosine(a: Direction, b: Direction) -> float:
+    """Cosine of the angle between two directions of one space."""
+    return a.dot(b) / (a.norm * b.norm)
+
+
+def between(space: Space, other: Mapping[str, Tensor]) -> Direction:
+    """From the space's centre (alpha 0) to other weights (alpha 1, to rounding), such as another checkpoint's.
+
+    Raises
+    ------
+    LandscapeError
+        If a tensor of the space is missing or has another shape, or all are equal.
+    """
+    tensors = {}
+    for name, centre in space.centre.items():
+        if name not in other:
+            raise LandscapeError(f"expected {name!r} in the other weights, found none{nearest(name, other)}")
+        if other[name].shape != centre.shape:
+            raise LandscapeError(f"expected {name!r} {tuple(centre.shape)}, found {tuple(other[name].shape)}")
+        tensors[name] = _like(_exact(other[name]) - _exact(centre), centre)
+    direction = Direction(tensors=tensors, seed=None, normalisation="between", policy=space.policy)
+    if not direction.moved:
+        raise LandscapeError("expected two different points, found equal weights in every tensor of the space")
+    return direction
+
+
+def _not_zero(direction: Direction, space: Space) -> Direction:
+    if direction.moved:
+        return direction
+    if all(space.held(name) for name in space.names):
+        raise LandscapeError(
+            f"nothing moves: the space has only biases, gains and scales ({space.names[0]!r}, ...) and policy "
+            "bias_and_norm='zero' holds them still; use 'vector' or 'element'"
+        )
+    raise LandscapeError(
+        "nothing moves: every tensor that policy bias_and_norm="
+        f"{space.policy.bias_and_norm!r} lets move is zero, and noise normalised to zero weights is zero"
+    )
+
+
+def _unit(space: Space, name: str, normalisation: str) -> str:
+    """What gets a norm of its own in this tensor: row, token, whole, element; or zero."""
+    role = space.roles[name]
+    if role == "vector":
+        return {"zero": "zero", "vector": "whole", "element": "element"}[space.policy.bias_and_norm]
+    if normalisation == "filter":
+        return "token" if role == "token" else "row"
+    return "whole" if normalisation == "layer" else "element"
+
+
+def _rows(tensor: Tensor, unit: str) -> Tensor:
+    """(G, entries): the first axis counts filters, the last one holds a token's entries."""
+    if unit == "whole" or tensor.ndim == 0:
+        return tensor.reshape(1, -1)
+    return tensor.reshape(-1, tensor.shape[-1]) if unit == "token" else tensor.reshape(tensor.shape[0], -1)
+
+
+def _noise(seed: int, name: str, like: Tensor) -> Tensor:
+    """Standard normal noise of (seed, name), the same on every device; drawn in float32, returned in float64."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float32).double()
+
+
+def _with_norms(rows: Tensor, norms: Tensor) -> Tensor:
+    return rows * _quotient(norms, rows.norm(dim=1, keepdim=True))
+
+
+def _quotient(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b > 0, a / torch.where(b > 0, b, 1.0), 0.0)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """On the processor in float64, where norms are taken (not every device has it)."""
+    return tensor.detach().cpu().double()
+
+
+def _like(values: Tensor, weight: Tensor) -> Tensor:
+    return values.to(torch.float32 if half(weight) else weight.dtype).to(weight.device)
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    if a is b:
+        return norm_of(a) ** 2
+    return float((_exact(a) * _exact(b)).sum())
