@@ -1,0 +1,129 @@
+"""Loss surfaces on a plane of two directions: contours at the same levels in every panel, so that panels compare.
+
+What is drawn is the rise over the centre. The levels go 1, 2, 5, 10, ... : a flat minimum has its rings far apart.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from figures.bands import head_still, require
+from figures.style import SPACE_NAMES, TWO_COLUMNS, letter, new_axes, new_figure, styled
+from figures.tables import TableError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.contour import QuadContourSet
+    from matplotlib.figure import Figure
+
+TABLES = {"surface": ("points",)}
+COLUMNS = ["x", "y", "rise_nats"]
+COLOURS = "cividis_r"
+UNIT = "rise of the {} loss (nats)"
+
+
+@styled
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Draw one panel for each label (and space, where a label has several), the first seed of each."""
+    chosen, panels_of = panels(tables["points"])
+    shared = levels([z for *_, z in panels_of.values()])
+    per_row = min(len(panels_of), 3)
+    rows = math.ceil(len(panels_of) / per_row)
+    width = TWO_COLUMNS if per_row > 1 else TWO_COLUMNS / 2
+    fig = new_figure(width, 0.42 + rows * ((width - 0.95) / per_row + 0.05))
+    axes = fig.subplots(rows, per_row, sharex=True, sharey=True, squeeze=False)
+    for ax in list(axes.flat)[len(panels_of) :]:
+        ax.remove()
+    used = list(axes.flat)[: len(panels_of)]
+    for ax, (title, (x, y, z)) in zip(used, panels_of.items(), strict=True):
+        filled = contours(ax, x, y, z, shared)
+        ax.set_title(title)
+        ax.label_outer()
+        below_is_empty = used.index(ax) + per_row >= len(used)
+        ax.tick_params(labelbottom=below_is_empty)
+        ax.set_xlabel("α, first direction" if below_is_empty else "")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("α, second direction")
+    bar = fig.colorbar(filled, ax=used, shrink=0.84, aspect=26, pad=0.015, ticks=shared)
+    bar.ax.set_yticklabels([f"{level:.2g}" for level in shared])
+    bar.set_label(UNIT.format(chosen))
+    bar.outline.set_linewidth(0.5)
+    letter(used)
+    return fig
+
+
+@styled
+def plot(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the contours of one surface on one pair of axes, with its own levels, labelled."""
+    chosen, found = panels(frame)
+    x, y, z = next(iter(found.values()))
+    ax = new_axes(ax)
+    ax.clabel(contours(ax, x, y, z, levels([z]), lines_only=True), fontsize=6)
+    ax.set(xlabel="α, first direction", ylabel="α, second direction", title=UNIT.format(chosen))
+    return ax
+
+
+def panels(frame: pd.DataFrame) -> tuple[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """The split that is drawn; by panel title, coordinates (X,), (Y,) and the rise (Y, X). A missing cell is NaN."""
+    frame = head_still(require(frame, "surfaces", COLUMNS))
+    split = ""
+    if "split" in frame:
+        split = "train" if "train" in set(frame["split"]) else str(frame["split"].iloc[0])
+        frame = frame[frame["split"] == split]
+    keys = ["label", "space"] if "space" in frame else ["label"]
+    several = "space" in frame and frame.groupby("label")["space"].nunique().max() > 1
+    found = {}
+    for key, group in frame.groupby(keys, sort=False):
+        label, space = str(key[0]), str(key[-1])
+        for unit in ("seed", "run", "direction"):
+            if unit in group:
+                group = group[group[unit] == min(group[unit])]
+        cells = group.pivot_table(index="y", columns="x", values="rise_nats", dropna=False, aggfunc="first")
+        title = f"{label}\n{SPACE_NAMES.get(space, space)}" if several else label
+        found[title] = (cells.columns.to_numpy(float), cells.index.to_numpy(float), cells.to_numpy(float))
+    return {"train": "training"}.get(split, split), found
+
+
+def levels(surfaces: list[np.ndarray], decades: float = 3.0) -> list[float]:
+    """Levels 1, 2, 5, 10, ... common to all surfaces: from what is visible up to the largest finite rise.
+
+    Raises
+    ------
+    TableError
+        If no cell rises: there is nothing to draw.
+    """
+    rises = np.concatenate([z[np.isfinite(z) & (z > 0)] for z in surfaces])
+    if not rises.size:
+        raise TableError("figure 'surfaces': expected a loss that rises somewhere, found none above the centre")
+    top = math.log10(float(rises.max()))
+    bottom = max(top - decades, math.log10(float(rises.min())))
+    steps = [m * 10.0**e for e in range(math.floor(bottom), math.ceil(top) + 1) for m in (1, 2, 5)]
+    inside = [float(f"{s:.3g}") for s in steps if bottom <= math.log10(s) <= top]
+    return inside if len(inside) > 1 else [10**bottom, 10**top * (1 + 1e-9)]
+
+
+def contours(
+    ax: Axes, x: np.ndarray, y: np.ndarray, z: np.ndarray, shared: list[float], *, lines_only: bool = False
+) -> QuadContourSet:
+    """Contours at the given levels with a cross at the centre; NaN cells stay white."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
+
+    norm = LogNorm(shared[0], shared[-1])
+    options: dict[str, Any] = {"levels": shared, "norm": norm, "cmap": COLOURS}
+    # below the lowest level lies the basin itself, above the highest what no level separates
+    floor = np.where(np.isfinite(z), np.maximum(z, shared[0] / 10), np.nan)
+    if not lines_only:
+        drawn = ax.contourf(x, y, floor, extend="both", **options)
+        ax.contour(x, y, floor, levels=shared, colors="white", linewidths=0.35, alpha=0.8)
+    else:
+        drawn = ax.contour(x, y, floor, **options, linewidths=0.8)
+    ax.plot(0, 0, marker="+", color="#d55e00", ms=5, mew=1.0)
+    ax.set_aspect("equal")
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.yaxis.set_major_locator(MaxNLocator(4))
+    return drawn

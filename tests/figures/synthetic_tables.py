@@ -1,0 +1,225 @@
+"""Tables of made-up models in the analyses' schemas: what the figures' tests draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from figures.tables import write_tables
+
+MODELS = [
+    ("full fine-tuning", "full", 0, 32, 2.4),
+    ("AdaptFormer h8, 32 bits", "adaptformer", 8, 32, 1.0),
+    ("AdaptFormer h32, 1 bit", "adaptformer", 32, 1, 1.15),
+    ("LoRA r8, 32 bits", "lora", 8, 32, 0.8),
+    ("LoRA r32, 1 bit", "lora", 32, 1, 0.9),
+]
+SPLITS = ("train", "test")
+
+
+def labelled(model: tuple[str, str, int, int, float], seed: int) -> dict[str, object]:
+    label, method, dim, bits, _ = model
+    return {
+        "task": "digits", "label": label, "method": method, "dim": dim, "bits": bits, "seed": seed,
+        "run": f"{label}.s{seed}",
+    }  # fmt: skip
+
+
+def spaces(method: str) -> tuple[str, ...]:
+    return {"full": ("full",), "adaptformer": ("factors", "full")}.get(method, ("factors", "merged", "full"))
+
+
+def points(alphas: np.ndarray, seeds: int = 2, directions: int = 2, models=MODELS) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = []
+    for model in models:
+        for seed in range(seeds):
+            for space in spaces(model[1]):
+                for direction in range(directions):
+                    sharp = model[4] * {"full": 1.0, "merged": 0.5, "factors": 0.25}[space] * rng.lognormal(0, 0.12)
+                    tilt = rng.normal(0, 0.05)
+                    for split in SPLITS:
+                        for a in alphas:
+                            rise = sharp * 4 * a**2 / (0.4 + a**2) * (1 + tilt * np.sign(a)) if a else 0.0
+                            accuracy = 0.93 * np.exp(-0.3 * rise) + 0.03
+                            rows.append(
+                                {
+                                    **labelled(model, seed), "space": space, "head": False, "split": split,
+                                    "direction": direction, "alpha": a, "loss_nats": 0.1 + rise, "loss_se_nats": 0.01,
+                                    "rise_nats": rise, "rise_se_nats": 0.02 * rise, "accuracy": accuracy,
+                                    "accuracy_se": 0.01, "effective_radius": abs(a) * (0.9 if space == "full" else 0.7),
+                                    "logit_radius": np.tanh(sharp * abs(a)), "kl_nats": rise / 2, "samples": 512,
+                                    "nonfinite": 0, "moving": 1000, "moving_share": 0.1, "direction_norm": 3.0,
+                                    "evaluated": True,
+                                }
+                            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def flatness(models=MODELS[:2]) -> dict[str, pd.DataFrame]:
+    curves = points(np.linspace(-1, 1, 11), models=models)
+    rows = []
+    for space in dict.fromkeys(curves["space"]):
+        for kind, radius in (("alpha", 1.0), ("effective", 0.62), ("logit", 0.3)):
+            rows += [
+                {
+                    **labelled(m, s),
+                    "space": space,
+                    "radius_kind": kind,
+                    "radius": radius,
+                    "rise_nats": 1.0,
+                    "rise_se_nats": 0.1,
+                }
+                for m in models
+                for s in range(3)
+            ]
+    return {"curves": curves, "summary": pd.DataFrame(rows)}
+
+
+def surface(models=MODELS[:2], n: int = 9) -> pd.DataFrame:
+    rows = []
+    axis = np.linspace(-1, 1, n)
+    for i, model in enumerate(models):
+        for y in axis:
+            for x in axis:
+                r2 = x**2 * (1 + 0.3 * i) + y**2 + 0.4 * x * y
+                rise = model[4] * 3 * r2 / (0.6 + r2) + 0.15 * model[4] * np.sin(3 * x) ** 2 * y**2
+                rows.append(
+                    {
+                        **labelled(model, 0), "space": "full" if model[1] == "full" else "factors", "head": False,
+                        "split": "train", "direction": 0, "x": x, "y": y, "loss_nats": 0.1 + rise, "rise_nats": rise,
+                        "evaluated": True,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def gaussianity(models=MODELS[2:4]) -> dict[str, pd.DataFrame]:
+    rng = np.random.default_rng(1)
+    bins, matrices = [], []
+    edges = np.linspace(-4.5, 4.5, 61)
+    for model in models:
+        w = rng.standard_t(9, 40000) / np.sqrt(9 / 7)
+        density, _ = np.histogram(w, edges, density=True)
+        middle = (edges[1:] + edges[:-1]) / 2
+        bins.append(
+            pd.DataFrame(
+                {
+                    "label": model[0], "tensor": "all", "left": edges[:-1], "right": edges[1:], "density": density,
+                    "normal_density": np.exp(-(middle**2) / 2) / np.sqrt(2 * np.pi),
+                }
+            )
+        )  # fmt: skip
+        matrices += [
+            {
+                **labelled(model, 0), "tensor": f"blocks.{i}", "weights": 6144, "mean": 0.0, "std": 0.05,
+                "w1_sigma": 0.03 * rng.lognormal(0, 0.4), "w1_sigma_null": 0.010 * rng.lognormal(0, 0.2),
+                "w1_sigma_init": 0.012 * rng.lognormal(0, 0.3),
+            }
+            for i in range(24)
+        ]  # fmt: skip
+    return {"histogram": pd.concat(bins, ignore_index=True), "matrices": pd.DataFrame(matrices)}
+
+
+def tradeoff() -> pd.DataFrame:
+    rng = np.random.default_rng(2)
+    rows = []
+    for method, name in (("adaptformer", "AdaptFormer"), ("lora", "LoRA")):
+        for product in (32, 8):
+            for bits in (1, 2, 4, 8, 32):
+                if product % bits:
+                    continue
+                dim = product // bits
+                for seed in range(5):
+                    accuracy = 0.86 + 0.02 * np.log2(product) / 5 - 0.012 * np.log2(bits) + rng.normal(0, 0.006)
+                    rows.append(
+                        {
+                            "label": f"{name} {dim}, {bits} bit", "method": method, "dim": dim, "bits": bits,
+                            "seed": seed, "run": f"{method}-{dim}-{bits}-{seed}", "adapter_bytes": product * 576 + 192,
+                            "head_bytes": 7720, "test_accuracy": accuracy,
+                        }
+                    )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def precision() -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    rows = []
+    for method in ("adaptformer", "lora"):
+        for seed in range(5):
+            base = 0.9 + rng.normal(0, 0.006) - (0.01 if method == "lora" else 0)
+            for bits in (1, 2, 4, 8, 32):
+                accuracy = base - 0.009 / bits + rng.normal(0, 0.002)
+                rows.append(
+                    {
+                        "method": method, "dim": 8, "bits": bits, "seed": seed, "run": f"{method}-{bits}-{seed}",
+                        "test_accuracy": accuracy, "test_loss_nats": 0.3, "bytes": 1000 * bits,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def claims() -> pd.DataFrame:
+    points, ratio = "accuracy", "ratio minus 1"
+    low_bits, holds = "quantisation-aware training costs almost nothing", "holds"
+    rows = [
+        (1, "AdaptFormer h8 ends flatter than full fine-tuning", "superiority", 0, 0.62, 0.31, 0.93, 5, holds, "nats"),
+        (1, "LoRA r8 ends flatter than full fine-tuning", "superiority", 0, 0.18, -0.12, 0.48, 5, "undecided", "nats"),
+        (3, f"AdaptFormer h8, 1 bit: {low_bits}", "non-inferiority", -0.01, -0.004, -0.008, 0, 5, holds, points),
+        (
+            3,
+            f"LoRA r8, 1 bit: {low_bits}",
+            "non-inferiority",
+            -0.01,
+            -0.019,
+            -0.024,
+            -0.014,
+            5,
+            "does not hold",
+            points,
+        ),
+        (3, f"LoRA r8, 2 bits: {low_bits}", "non-inferiority", -0.01, np.nan, np.nan, np.nan, 1, "undecided", points),
+        (4, "1 bit wins over 32 bits at equal bytes", "superiority", 0, 0.022, 0.011, 0.033, 5, holds, points),
+        (2, "each matrix is close to Gaussian", "non-inferiority", 0.05, 0.021, 0.015, 0.027, 5, holds, ratio),
+    ]
+    names = ["claim", "statement", "kind", "margin", "effect", "low", "high", "n", "verdict", "unit"]
+    return pd.DataFrame(rows, columns=names).assign(confidence=0.975, endpoint="", p_value=0.01)
+
+
+def history() -> pd.DataFrame:
+    rng = np.random.default_rng(4)
+    rows = []
+    for model in MODELS:
+        for seed in range(2):
+            for epoch in range(12):
+                loss = 2.3 * np.exp(-epoch / (4 + model[4])) + 0.05 + rng.normal(0, 0.01)
+                rows.append(
+                    {
+                        **labelled(model, seed), "epoch": epoch, "lr": 1e-3, "train_loss_nats": loss,
+                        "val_loss_nats": loss * 1.1 + 0.1, "val_accuracy": 0.95 - 0.3 * loss, "seconds": 1.0,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def everything() -> dict[str, dict[str, pd.DataFrame]]:
+    """By analysis, all tables that figures read."""
+    return {
+        "curves": {"points": points(np.linspace(-1, 1, 11))},
+        "noise": {"points": points(np.array([0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0]), models=MODELS[:2])},
+        "flatness": flatness(),
+        "surface": {"points": surface()},
+        "gaussianity": gaussianity(),
+        "tradeoff": {"points": tradeoff()},
+        "precision": {"points": precision()},
+        "claims": {"claims": claims()},
+        "history": {"history": history()},
+    }
+
+
+def write_everything(folder: Path) -> None:
+    """``folder/tables/<analysis>`` for all of them."""
+    for analysis, tables in everything().items():
+        write_tables(folder / "tables" / analysis, tables, {"settings": {"synthetic": True}})
