@@ -1,0 +1,74 @@
+"""What a finished training leaves on disk: latent weights, and the small file that would be shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from quant.fake import QuantLinear
+from quant.lowbit import Lowbit, LowbitTensor, read_lowbit, write_lowbit
+from train.methods import get
+from train.run import LOWBIT, TRAINED
+
+
+def write_weights(folder: Path, model: nn.Module, names: list[str], record: Mapping[str, Any]) -> None:
+    """Write the named tensors to ``trained.safetensors``, and but for full fine-tuning to ``adapter.lowbit``.
+
+    ``record`` is the run's: method, backbone and classes go into the header of the shipped file.
+    """
+    from safetensors.torch import save
+
+    from figures.tables import write_bytes
+
+    own = dict(model.named_parameters())
+    write_bytes(folder / TRAINED, save({name: own[name].detach().cpu().contiguous() for name in names}))
+    if not get(record["spec"]["method"]).whole:
+        # grids are fitted where training fitted them: another device may round means and deviations otherwise
+        tensors = [_stored(model, name, own[name].detach()) for name in names]
+        write_lowbit(folder / LOWBIT, Lowbit(header=_header(record), tensors=tensors))
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of adapter and head within the file that would be shipped, that file's bytes, and trained numbers."""
+    from safetensors import safe_open
+
+    path = folder / LOWBIT
+    with safe_open(folder / TRAINED, framework="np") as file:
+        numbers = {name: _count(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if path.exists():
+        of = read_lowbit(path).sizes()
+    else:
+        path, of = folder / TRAINED, {name: 4 * count for name, count in numbers.items()}
+    head = sum(size for name, size in of.items() if name.startswith("head."))
+    return {
+        "adapter_bytes": sum(of.values()) - head,
+        "head_bytes": head,
+        "file_bytes": path.stat().st_size,
+        "trained_parameters": sum(numbers.values()),
+    }
+
+
+def _header(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the shipped file says about itself: enough to put its tensors into the backbone that it names."""
+    kept = ("method", "dim", "bits", "quantizer", "scale", "head_bits", "backbone", "img_size", "inputs")
+    header = {name: record["spec"][name] for name in kept}
+    name, found, path = str(header["backbone"]).partition("@")
+    header["backbone"] = f"{name}@{Path(path).name}" if found else name
+    return {**header, "backbone_hash": record["fingerprints"]["backbone"], "classes": record["classes"]}
+
+
+def _stored(model: nn.Module, name: str, latent: torch.Tensor) -> LowbitTensor:
+    """A trained tensor as the shipped file holds it: codes and statistics of a low-bit matrix, else its values."""
+    owner, _, kind = name.rpartition(".")
+    layer = model.get_submodule(owner)
+    if isinstance(layer, QuantLinear) and kind == "weight":
+        return LowbitTensor.quantised(name, latent, quantizer=layer.quantizer, bits=layer.bits)
+    return LowbitTensor.plain(name, latent)
+
+
+def _count(shape: list[int]) -> int:
+    return int(torch.Size(shape).numel())
