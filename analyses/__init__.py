@@ -1,0 +1,1 @@
+"""Questions about checkpoints: one question, one module, one command (``python -m analyses`` lists them)."""

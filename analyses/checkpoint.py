@@ -1,0 +1,266 @@
+"""A checkpoint on a command line, opened: which model it is, on which data, and which of its tensors may move.
+
+Taken: a run folder of ``python -m train`` (or any file inside it), and ``.safetensors``, ``.pth`` or ``.npz`` weights
+of a timm model together with ``--backbone`` and ``--task``.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analyses.errors import AnalysisError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from analyses.options import Options
+    from landscape.objective import Objective
+    from train.run import Run
+    from train.tasks import Task, Transform
+
+SPACES = ("factors", "merged", "full")
+WEIGHTS = (".safetensors", ".pth", ".pt", ".npz")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """A fine-tuned model with its data.
+
+    Attributes
+    ----------
+    path, label, method, dim, bits, seed
+        Where it lies, its name in a legend (the same for all seeds), and how it was trained (``dim`` 0 and ``bits`` 32
+        where the method has none).
+    model
+        The deployed network in eval mode: quantised tensors at the values they are stored with.
+    task, transform
+        The data, and how an image becomes an input.
+    run
+        The run folder, if it is one.
+    identity
+        What tells this checkpoint from any other: part of the key of its tables.
+    """
+
+    path: Path
+    label: str
+    method: str
+    dim: int
+    bits: int
+    seed: int
+    model: torch.nn.Module
+    task: Task
+    transform: Transform
+    identity: str
+    run: Run | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the tables of an analysis of this checkpoint alone go."""
+        return self.path if self.run else Path("analysis") / self.path.stem
+
+    def labels(self) -> dict[str, object]:
+        """The columns that say which model a row is about."""
+        return {
+            "task": self.task.name,
+            "label": self.label,
+            "method": self.method,
+            "dim": self.dim,
+            "bits": self.bits,
+            "seed": self.seed,
+            "run": self.path.name,
+        }
+
+    def spaces(self) -> list[str]:
+        """The spaces (NUMERICS 11) in which this model can move, the method's own first."""
+        from train.methods import get
+
+        if self.method in ("full", "linear"):
+            return ["full"]
+        return ["factors", "merged", "full"] if get(self.method).linear else ["factors", "full"]
+
+    def network(self, space: str, *, head: bool = False) -> tuple[torch.nn.Module, list[str]]:
+        """The model and the names of its tensors that move in ``space``.
+
+        Raises
+        ------
+        AnalysisError
+            If the method has no such space (``merged`` with a nonlinearity between the factors), or nothing moves.
+        """
+        from train.methods import get
+
+        if space not in SPACES:
+            raise AnalysisError(f"unknown space {space!r}; there are {', '.join(SPACES)}")
+        model, method = self.model, get(self.method)
+        own = [name for name, _ in self.model.named_parameters() if not name.startswith("head.")]
+        if space == "merged":
+            if not method.linear:
+                raise AnalysisError(f"{self.method} has a nonlinearity between its factors, so it has no merged space")
+            model = method.merge(model)
+            own = list(method.merged_names(model))
+        elif space == "factors" and self.method != "full":
+            own = list(method.adapter_names(model))
+        if head:
+            own += [name for name, _ in model.named_parameters() if name.startswith("head.")]
+        if not own:
+            raise AnalysisError(f"{self.label} has no tensor that moves in space {space!r}; --head moves its head")
+        return model, own
+
+    @functools.cache  # noqa: B019  (a checkpoint lives as long as its analysis)
+    def data(self, split: str, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first ``samples`` images of a fixed shuffle of a split, and labels: equal for all models of a task."""
+        import torch
+
+        chosen = np.random.default_rng(0).permutation(len(self.task.labels(split)))[:samples]
+        inputs, labels = self.task.tensors(split, self.transform)
+        rows = torch.from_numpy(np.sort(chosen))
+        return inputs[rows], labels[rows]
+
+    def objectives(self, model: torch.nn.Module, splits: Sequence[str], options: Options) -> dict[str, Objective]:
+        """The loss of ``model`` on the same images for every model of the task, one objective a split."""
+        from landscape.objective import Objective
+
+        return {
+            split: Objective(
+                model, *self.data(split, options.samples), batch_size=options.batch_size, device=options.device
+            )
+            for split in splits
+        }
+
+
+def open_checkpoint(path: Path, options: Options) -> Checkpoint:
+    """Open what a person named on the command line.
+
+    Raises
+    ------
+    AnalysisError
+        If it is none of the kinds this toolkit takes, or what it needs beside it was not given.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise AnalysisError(f"no such checkpoint: {path}")
+    folder = path if path.is_dir() else path.parent
+    if (folder / "run.json").is_file():
+        return _from_run(folder, options)
+    if path.is_file() and path.suffix in WEIGHTS:
+        return _from_weights(path, options)
+    what = "a folder without run.json" if path.is_dir() else f"a {path.suffix or 'plain'} file"
+    raise AnalysisError(
+        f"{path} is {what}; a checkpoint is a run folder, or {', '.join(WEIGHTS)} weights with --backbone and --task"
+    )
+
+
+def open_all(paths: Sequence[Path], options: Options) -> tuple[list[Checkpoint], Path]:
+    """Open every checkpoint; also where their tables go: ``--out``, else below a single run, else ``./analysis``.
+
+    Raises
+    ------
+    AnalysisError
+        If there is none, or two cannot be compared.
+    """
+    if not paths:
+        raise AnalysisError("expected at least one checkpoint")
+    opened = [open_checkpoint(path, options) for path in paths]
+    same_data(opened)
+    return opened, options.out or (opened[0].folder if len(opened) == 1 else Path("analysis"))
+
+
+def same_data(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse checkpoints of one task that saw different images or splits (NUMERICS 5).
+
+    Raises
+    ------
+    AnalysisError
+        For the first two that differ.
+    """
+    seen: dict[str, Checkpoint] = {}
+    for c in checkpoints:
+        first = seen.setdefault(c.task.name, c)
+        if first.task.fingerprint != c.task.fingerprint:
+            raise AnalysisError(f"{first.path} and {c.path} saw different images or splits; they cannot be compared")
+
+
+def identity(run: Run) -> str:
+    """What tells a run from any other: its specification and data, and the bytes that training left."""
+    from figures.tables import key_of
+
+    trained = hashlib.sha256((run.path / "trained.safetensors").read_bytes()).hexdigest()
+    return key_of({"spec": run.spec.hash, "fingerprints": run.record["fingerprints"], "trained": trained})
+
+
+def _from_run(folder: Path, options: Options) -> Checkpoint:
+    from train.build import transform
+    from train.run import Run
+
+    run = Run.open(folder)
+    spec = run.spec
+    return Checkpoint(
+        path=folder,
+        label=spec.label,
+        method=spec.method,
+        dim=spec.dim,
+        bits=spec.bits,
+        seed=spec.seed,
+        model=run.model("deployed", device=options.device),
+        task=run.task(),
+        transform=transform(spec),
+        identity=identity(run),
+        run=run,
+    )
+
+
+def _from_weights(path: Path, options: Options) -> Checkpoint:
+    from train.backbones import content_hash, create, describe, read_weights
+    from train.build import device_of
+    from train.tasks import load
+
+    if options.backbone is None or options.task is None:
+        given = {"--backbone": options.backbone, "--task": options.task}
+        missing = " and ".join(flag for flag, value in given.items() if value is None)
+        raise AnalysisError(f"{path.name} holds weights alone: {missing} should say what they belong to")
+    name = options.backbone.removeprefix("random:")
+    info = describe(f"{name}@{path}", img_size=options.img_size)
+    state = read_weights(info)
+    task = load(options.task, size=info.img_size)
+    model = create(f"random:{name}", len(task.classes), img_size=options.img_size)
+    load_whole(model, state, path)
+    return Checkpoint(
+        path=path,
+        label=path.stem,
+        method="full",
+        dim=0,
+        bits=32,
+        seed=0,
+        model=model.to(device_of(options.device)).eval(),
+        task=task,
+        transform=info.transform(),
+        identity=content_hash(state, ()),
+    )
+
+
+def load_whole(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Load a whole network, head included.
+
+    Raises
+    ------
+    AnalysisError
+        If a tensor is missing, unknown or of another shape; the first one is named.
+    """
+    wanted = model.state_dict()
+    for name, tensor in wanted.items():
+        if name not in state:
+            raise AnalysisError(f"{path.name} has no tensor {name!r}, which this backbone needs")
+        if state[name].shape != tensor.shape:
+            found, expected = tuple(state[name].shape), tuple(tensor.shape)
+            raise AnalysisError(f"{path.name}: expected {name!r} of shape {expected}, found {found}")
+    extra = sorted(set(state) - set(wanted))
+    if extra:
+        raise AnalysisError(f"{path.name} holds {extra[0]!r}, which this backbone does not have")
+    model.load_state_dict(state)

@@ -1,0 +1,160 @@
+"""How Gaussian are the weights, and what does it cost? ``python -m analyses.gaussianity RUN [RUN ...]``.
+
+Each matrix that the method trains, by itself (NUMERICS 25): effect sizes, not p-values; beside truly normal samples of
+the same size and beside the same matrix at its initialisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from analyses.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    import pandas as pd
+
+    from analyses.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fits:
+    """What is computed for each matrix."""
+
+    distortion_bits: tuple[int, ...] = (1, 2, 4)
+    """Bit-widths at which the Gaussian codebook is held against the matrix's own exact optimum."""
+    null_draws: int = 20
+    """Truly normal samples of the same size that the distance is held against."""
+    bins: int = 60
+    """Bins of the pooled histogram, over five standard deviations on each side."""
+
+
+def matrices(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, latent weights and initial weights of every matrix that the method trains, head left out.
+
+    Yields
+    ------
+    name, w (n,), w_init (n,)
+        In float64.
+
+    Raises
+    ------
+    AnalysisError
+        If the checkpoint is no run folder (nothing else knows its initialisation) or its method trains no matrix.
+    """
+    from analyses.errors import AnalysisError
+
+    if checkpoint.run is None:
+        raise AnalysisError(
+            f"{checkpoint.path} is no run folder: gaussianity needs the initial weights beside the final ones"
+        )
+    latent, initial = checkpoint.run.trained_state(), checkpoint.run.initial_state()
+    names = [n for n, w in latent.items() if w.ndim > 1 and w.numel() > w.shape[0] and not n.startswith("head.")]
+    if not names:
+        raise AnalysisError(f"{checkpoint.label} trains no matrix but its head")
+    for name in names:
+        yield name, latent[name].double().numpy().ravel(), initial[name].double().numpy().ravel()
+
+
+def describe(w: np.ndarray, w_init: np.ndarray, spec: Fits, seed: int) -> dict[str, Any]:
+    """The row of one matrix."""
+    from scipy import stats
+
+    from quant.distribution import best_law, distortion_ratio, trained_share, w1_null, w1_to_normal
+
+    return {
+        "weights": w.size,
+        "mean": float(w.mean()),
+        "std": float(w.std(ddof=1)),
+        "skew": float(stats.skew(w)),
+        "excess_kurtosis": float(stats.kurtosis(w)),
+        "w1_sigma": w1_to_normal(w),
+        "w1_sigma_null": w1_null(w.size, seed=seed, draws=spec.null_draws),
+        "w1_sigma_init": w1_to_normal(w_init) if w_init.std() else float("nan"),
+        "trained_share": trained_share(w, w_init),
+        "best_law": best_law(w),
+        **{f"distortion_ratio_{b}b": distortion_ratio(w, b) for b in spec.distortion_bits},
+    }
+
+
+def histogram(standardised: np.ndarray, bins: int) -> pd.DataFrame:
+    """Density of the pooled weights, each matrix standardised by itself, beside the standard normal's."""
+    import numpy as np
+    import pandas as pd
+    from scipy import stats
+
+    edges = np.linspace(-5, 5, bins + 1)
+    counts, _ = np.histogram(standardised, edges)
+    density = counts / (standardised.size * np.diff(edges))
+    normal = np.diff(stats.norm.cdf(edges)) / np.diff(edges)
+    return pd.DataFrame({"left": edges[:-1], "right": edges[1:], "density": density, "normal_density": normal})
+
+
+def measure(checkpoint: Checkpoint, options: Options, spec: Fits) -> dict[str, pd.DataFrame]:
+    """The tables of one run; finished ones are read from below it."""
+    import numpy as np
+    import pandas as pd
+
+    from analyses.measure import labelled
+    from analyses.store import cached
+
+    def compute():
+        rows, pooled = [], []
+        for name, w, w_init in matrices(checkpoint):
+            rows.append({"tensor": name, **describe(w, w_init, spec, options.seed)})
+            pooled.append((w - w.mean()) / (w.std() or 1.0))
+        bars = histogram(np.concatenate(pooled), spec.bins)
+        return {
+            "matrices": labelled(pd.DataFrame(rows), checkpoint),
+            "histogram": labelled(bars, checkpoint, tensor="all"),
+        }, {"weights": "latent, head left out"}
+
+    settings = {"seed": options.seed, **asdict(spec), "checkpoint": checkpoint.identity}
+    return cached(checkpoint.folder / "tables" / "weights", settings, compute)
+
+
+def report(
+    checkpoints: Sequence[Checkpoint], options: Options, spec: Fits, out: Path, *, on_run=None
+) -> dict[str, pd.DataFrame]:
+    """All runs in the tables of ``out/tables/gaussianity``."""
+    import pandas as pd
+
+    from analyses.store import cached
+
+    def compute():
+        parts = []
+        for c in checkpoints:
+            parts.append(measure(c, options, spec))
+            if on_run:
+                on_run()
+        joined = {name: pd.concat([p[name] for p in parts], ignore_index=True) for name in parts[0]}
+        return joined, {"weights": "latent, head left out"}
+
+    settings = {"seed": options.seed, **asdict(spec), "checkpoints": [c.identity for c in checkpoints]}
+    return cached(out / "tables" / "gaussianity", settings, compute)
+
+
+def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Options(), fits: Fits = Fits()) -> None:
+    """Fit the weights of every trained matrix and say what the Gaussian codebook loses on it."""
+    from analyses.checkpoint import open_all
+    from analyses.store import announce, draw
+    from figures.command import emit, progress
+
+    opened, out = open_all(checkpoints, options)
+    announce(options.quiet, f"{len(opened)} run(s); latent weights, each matrix by itself, head left out")
+    with progress(len(opened), "runs", options.quiet) as bar:
+        tables = report(opened, options, fits, out, on_run=bar.update)
+    draw(out, options.quiet)
+    emit(tables["matrices"], options.json)
+
+
+if __name__ == "__main__":
+    from figures.command import run
+
+    run(main, prog="python -m analyses.gaussianity")

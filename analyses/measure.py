@@ -1,0 +1,66 @@
+"""The measurements that several analyses share: lines through a checkpoint, in one space or another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pandas as pd
+
+    from analyses.checkpoint import Checkpoint
+    from analyses.options import Options
+
+Measured = tuple["pd.DataFrame", dict[str, Any]]
+"""Rows, and the facts about them that belong into the provenance (NUMERICS 28)."""
+
+
+def lines(
+    checkpoint: Checkpoint,
+    options: Options,
+    *,
+    directions: int,
+    alphas: Sequence[float],
+    splits: Sequence[str] = ("train", "test"),
+    head: bool = False,
+    on_point: Callable[..., None] | None = None,
+) -> Measured:
+    """Loss along ``directions`` random filter-normalised lines in each space of a checkpoint.
+
+    One row a space, direction, split and point.
+    """
+    import pandas as pd
+
+    from landscape.directions import draw
+    from landscape.space import Space
+    from landscape.surface import line
+
+    frames, facts = [], {}
+    for space in checkpoint.spaces():
+        model, names = checkpoint.network(space, head=head)
+        objectives = checkpoint.objectives(model, splits, options)
+        moving = Space(model, names, kind=space, head=head)
+        curves = [
+            line(objectives, moving, draw(moving, options.seed + i), alphas, on_point=on_point)
+            for i in range(directions)
+        ]
+        frames += [curve.to_frame() for curve in curves]
+        facts[space] = {**curves[0].provenance, "directions": [curve.provenance["directions"][0] for curve in curves]}
+    return labelled(pd.concat(frames, ignore_index=True), checkpoint), {"measured": facts}
+
+
+def labelled(frame: pd.DataFrame, checkpoint: Checkpoint, **columns: object) -> pd.DataFrame:
+    """The frame with the columns in front that say which model it is about."""
+    import pandas as pd
+
+    labels = pd.DataFrame({**checkpoint.labels(), **columns}, index=frame.index)
+    return pd.concat([labels, frame.drop(columns=list(labels), errors="ignore")], axis=1)
+
+
+def facts(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    """Which runs and which data a table of several checkpoints is made of; each run's own tables say the rest."""
+    return {
+        "data_fingerprints": {c.task.name: c.task.fingerprint for c in checkpoints},
+        "runs": {c.path.name: c.identity for c in checkpoints},
+    }

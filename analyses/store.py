@@ -1,0 +1,62 @@
+"""Where results lie: an analysis that finds its finished tables under their key does nothing."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import pandas as pd
+
+
+Tables = dict[str, "pd.DataFrame"]
+
+
+def cached(folder: Path, settings: dict[str, Any], compute: Callable[[], tuple[Tables, dict[str, Any]]]) -> Tables:
+    """The tables of ``folder`` if they were made with these settings, else those of ``compute()``, written there.
+
+    ``compute`` returns the tables and further facts for the provenance, which also says settings, versions, machine,
+    command and seconds.
+    """
+    from figures.tables import finished, key_of, read_tables, versions, write_tables
+
+    identity = {"settings": settings, "versions": versions()}
+    key = key_of(identity)
+    if not finished(folder, key):
+        started = time.perf_counter()
+        tables, facts = compute()
+        provenance = {
+            **facts, "key": key, **identity, "machine": machine(), "command": shlex.join(sys.argv),
+            "seconds": round(time.perf_counter() - started, 3),
+        }  # fmt: skip
+        write_tables(folder, tables, provenance)
+    return {name: table.frame for name, table in read_tables(folder).items()}
+
+
+def machine() -> dict[str, object]:
+    """Processor, cores and threads of this run."""
+    import os
+    import platform
+
+    import torch
+
+    return {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def announce(quiet: bool, *lines: str) -> None:
+    """Say what is assumed, on stderr, before the work begins."""
+    if not quiet:
+        print(*lines, sep="\n", file=sys.stderr)
+
+
+def draw(out: Path, quiet: bool) -> None:
+    """Draw every figure whose tables lie below ``out`` into ``out/figures``."""
+    from figures.redraw import redraw
+
+    for path in redraw(out, out / "figures"):
+        announce(quiet, f"drew {path}")

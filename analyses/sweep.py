@@ -1,0 +1,71 @@
+"""Train many runs: those that are finished are found, those that were cut off go on."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pandas as pd
+
+    from train.run import Run
+    from train.spec import RunSpec
+    from train.tasks import Task
+
+
+def train_all(
+    specs: Sequence[RunSpec],
+    runs: Path,
+    *,
+    workers: int = 1,
+    device: str = "cpu",
+    on_done: Callable[[Any], Any] | None = None,
+) -> list[Run]:
+    """The finished runs of ``specs``, in that order, below the folder ``runs``."""
+    from analyses.parallel import each
+    from train.run import Run
+
+    missing = [spec for spec in specs if not is_done(runs / spec.name)]
+    if on_done:
+        for _ in range(len(specs) - len(missing)):
+            on_done(None)
+    each(functools.partial(train_one, runs=runs, device=device), missing, workers=workers, on_done=on_done)
+    return [Run.open(runs / spec.name) for spec in specs]
+
+
+def train_one(spec: RunSpec, *, runs: Path, device: str) -> str:
+    """Train one run, or find it; returns its folder's name."""
+    from train.loop import fit
+    from train.spec import RunSpec
+
+    fields = ("task", "train_size", "test_size", "data_seed", "backbone", "img_size")
+    task, inputs = _data(RunSpec(**{name: getattr(spec, name) for name in fields}))
+    return fit(spec, task, runs, device=device, quiet=True, cache=inputs).path.name
+
+
+@functools.lru_cache(maxsize=4)
+def _data(spec: RunSpec) -> tuple[Task, dict]:
+    """The task of a run and a place for its prepared inputs: once in a process, for all runs on the same data."""
+    from train.build import load_task
+
+    return load_task(spec), {}
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a run folder holds a finished run."""
+    import json
+
+    try:
+        return json.loads((folder / "run.json").read_text())["status"] == "done"
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def results(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a run: the model's columns and the metrics of its ``run.json``."""
+    import pandas as pd
+
+    return pd.DataFrame([{"task": run.spec.task, **run.labels(), **run.metrics} for run in runs])

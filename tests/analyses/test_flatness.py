@@ -1,0 +1,197 @@
+"""Lines through real checkpoints: centre, spaces, shared noise, the common radius, and the command."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analyses.checkpoint import open_checkpoint
+from analyses.errors import AnalysisError
+from analyses.options import Options
+
+OPTIONS = Options(samples=32, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def lora(done):
+    return open_checkpoint(done.run("lora", 4, 1), OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def adaptformer(done):
+    return open_checkpoint(done.run("adaptformer", 8, 1), OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def full(done):
+    return open_checkpoint(done.run("full"), OPTIONS)
+
+
+def test_the_centre_is_the_loss_of_the_deployed_model(lora, done):
+    """Rule 1: the value at 0 in every space is the plain cross-entropy of the same images, by hand."""
+    from figures.tables import read_table
+
+    curves = read_table(lora.path / "tables" / "lines", "curves").frame
+    x, y = lora.data("train", 32)
+    with torch.no_grad():
+        log_p = torch.log_softmax(lora.model(x).double(), dim=1)
+    by_hand = -log_p[torch.arange(32), y].mean().item()
+    centre = curves[(curves.alpha == 0) & (curves.split == "train")]
+    assert set(centre.space) == {"factors", "merged", "full"}
+    assert centre[centre.space != "merged"].loss_nats.to_numpy() == pytest.approx(by_hand, abs=1e-9)
+    assert centre[centre.space == "merged"].loss_nats.to_numpy() == pytest.approx(by_hand, abs=1e-5)
+    assert (centre.rise_nats == 0).all()
+
+
+def test_a_method_with_a_nonlinearity_has_no_merged_space(adaptformer):
+    """Rule 11."""
+    assert adaptformer.spaces() == ["factors", "full"]
+    with pytest.raises(AnalysisError, match="nonlinearity"):
+        adaptformer.network("merged")
+
+
+def test_spaces_hold_what_they_say(lora, adaptformer, full):
+    """Rule 11: the head stays still unless asked; full is every weight; merged the dense matrices that LoRA touches."""
+    _, factors = adaptformer.network("factors")
+    assert all("adapter" in name for name in factors)
+    assert len(factors) == 12
+    model, names = full.network("full", head=True)
+    assert set(names) == {name for name, _ in model.named_parameters()}
+    _, merged = lora.network("merged")
+    assert merged == [f"blocks.{i}.attn.qkv.weight" for i in range(6)]
+    for checkpoint, space in ((lora, "factors"), (lora, "merged"), (adaptformer, "full"), (full, "factors")):
+        assert not any(name.startswith("head.") for name in checkpoint.network(space)[1])
+
+
+def test_two_models_share_the_noise_of_shared_tensors(adaptformer, full):
+    """Rule 16: a direction draws each tensor from (seed, tensor name); the rows differ by their norms alone."""
+    from landscape.directions import draw
+    from landscape.space import Space
+
+    a, b = (draw(Space(*c.network("full"), kind="full"), 3) for c in (adaptformer, full))
+    name = "blocks.2.mlp.fc1.weight"
+    rows = [d.tensors[name] / d.tensors[name].norm(dim=1, keepdim=True) for d in (a, b)]
+    torch.testing.assert_close(*rows, atol=1e-6, rtol=0)
+    other = draw(Space(*full.network("full"), kind="full"), 4).tensors[name]
+    assert not torch.allclose(other, b.tensors[name])
+
+
+def line(label: str, seed: int, slope: float, direction: int = 0, method: str = "full") -> pd.DataFrame:
+    """A line whose rise is slope * alpha^2, effective radius alpha, logit radius slope * alpha."""
+    alpha = np.linspace(-1, 1, 21)
+    return pd.DataFrame(
+        {
+            "task": "t", "label": label, "method": method, "dim": 0, "bits": 32, "seed": seed, "run": f"{label}.{seed}",
+            "space": "full", "head": False, "split": "train", "direction": direction, "alpha": alpha,
+            "effective_radius": abs(alpha), "logit_radius": slope * abs(alpha), "rise_nats": slope * alpha**2,
+            "moving": 10, "moving_share": 1.0,
+        }
+    )  # fmt: skip
+
+
+def test_the_rise_is_read_at_the_radius_that_all_models_reach():
+    """Rule 16, closed form: at the logit radius r of the flatter model, the steeper one's alpha is r / slope."""
+    from analyses.flatness import summarise
+
+    curves = pd.concat([line("a", 0, 2.0), line("a", 0, 2.0, direction=1), line("b", 0, 0.5, method="lora")])
+    rows = summarise(curves).set_index(["label", "radius_kind"])
+    assert rows.loc[("a", "alpha"), "rise_nats"] == pytest.approx(2.0)
+    assert rows.loc[("b", "alpha"), "rise_nats"] == pytest.approx(0.5)
+    assert rows.loc[("a", "logit"), "radius"] == pytest.approx(0.5)
+    assert rows.loc[("a", "logit"), "rise_nats"] == pytest.approx(2.0 * (0.5 / 2.0) ** 2, rel=1e-2)
+    assert rows.loc[("b", "logit"), "rise_nats"] == pytest.approx(0.5)
+    assert rows.loc[("a", "alpha"), "directions"] == 2
+
+
+def test_flatter_under_one_radius_alone_is_undecided():
+    """Rule 16, intersection-union: b is flatter at equal alpha, steeper at equal logit radius."""
+    from analyses.flatness import compare
+
+    seeds = range(5)
+    curves = pd.concat(
+        [line("a", s, 2.0 + 0.01 * s) for s in seeds] + [line("b", s, 0.5 + 0.02 * s, method="lora") for s in seeds]
+    )
+    rows = compare(curves).set_index("radius_kind")
+    assert rows.loc["alpha", "verdict"] == "holds"
+    assert rows.loc["logit", "verdict"] == "does not hold"
+    assert rows.loc["all", "verdict"] == "does not hold"
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_the_command_reports_one_run_and_compares_two(done, tmp_path):
+    options = ["--samples", 16, "--directions", 2, "--points", 3, "--out", tmp_path]
+    runs = [tmp_path / "runs" / run.name for run in (done.run("full"), done.run("adaptformer", 8, 1))]
+    for source, copy in zip((done.run("full"), done.run("adaptformer", 8, 1)), runs, strict=True):
+        shutil.copytree(source, copy)
+    one = command("analyses.flatness", runs[0], *options)
+    assert one.returncode == 0, one.stderr
+    rows = list(csv.DictReader(io.StringIO(one.stdout)))
+    assert {row["radius_kind"] for row in rows} == {"alpha", "effective", "logit"}
+    two = command("analyses.flatness", *runs, *options)
+    assert two.returncode == 0, two.stderr
+    assert {row["verdict"] for row in csv.DictReader(io.StringIO(two.stdout))} <= {
+        "holds",
+        "does not hold",
+        "undecided",
+    }
+    assert (tmp_path / "figures" / "flatness.pdf").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["analyses.flatness", "/nowhere/run"], "no such checkpoint"),
+        (["analyses.flatness"], "expected at least one checkpoint"),
+        (["analyses.noise", "README.md"], "a checkpoint is a run folder"),
+        (["analyses.gaussianity", "{full}", "--device", "gpu7"], "unknown device"),
+        (["analyses.surface", "{full}", "--points", "4"], "odd number of points"),
+        (["analyses.gaussianity", "{weights}"], "--backbone and --task"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(done, tmp_path, arguments, text):
+    places = {"full": done.run("full"), "weights": done.run("full") / "trained.safetensors"}
+    if "{weights}" in arguments:
+        copied = tmp_path / "copied.safetensors"
+        copied.write_bytes(places["weights"].read_bytes())
+        places["weights"] = copied
+    found = command(*(a.format(**places) for a in arguments), *(["--quiet"] if len(arguments) > 1 else []))
+    assert found.returncode == 2
+    assert text in found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.stdout == ""
+
+
+def test_weights_of_a_whole_network_are_a_checkpoint(done, full, tmp_path):
+    """A plain safetensors file with its backbone and task named gives the same losses as the run it came from."""
+    weights = tmp_path / "own.safetensors"
+    weights.write_bytes((done.run("full") / "trained.safetensors").read_bytes())
+    options = Options(samples=32, quiet=True, backbone="vit_tiny32", task="digits")
+    own = open_checkpoint(weights, options)
+    x = full.data("test", 8)[0]
+    with torch.no_grad():
+        assert torch.equal(own.model(x), full.model(x))
+    assert own.spaces() == ["full"]
+
+
+def test_checkpoints_of_other_images_are_not_compared(full):
+    from dataclasses import replace
+
+    from analyses.checkpoint import same_data
+
+    other = replace(
+        full, task=replace(full.task, seed=1, data={k: (x[::-1], y) for k, (x, y) in full.task.data.items()})
+    )
+    with pytest.raises(AnalysisError, match="different images"):
+        same_data([full, other])

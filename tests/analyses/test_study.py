@@ -1,0 +1,145 @@
+"""The study from training to verdicts, and again without changing anything."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from figures.tables import read_table, read_tables
+
+
+def state(folder) -> dict:
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_second_study_changes_nothing(done):
+    from analyses.study import run_study
+
+    before = state(done.out)
+    run_study(done.study, done.out, workers=1, quiet=True)
+    after = state(done.out)
+    assert after == before
+
+
+def test_the_numbers_of_a_run_do_not_depend_on_the_workers(done, tmp_path):
+    """Rule 2: the study used two workers; one run alone gives the same bytes."""
+    from analyses.flatness import Lines
+    from analyses.options import Options
+    from analyses.parallel import each
+    from analyses.study import Job, Model, measure
+    from analyses.sweep import train_all
+
+    spec = done.study.spec(Model(method="adaptformer", dim=8, bits=1), 0)
+    (run,) = train_all([spec], tmp_path, workers=1)
+    for name in ("trained.safetensors", "adapter.lowbit"):
+        assert (run.path / name).read_bytes() == (done.run("adaptformer", 8, 1) / name).read_bytes()
+
+    lines = Lines(directions=2, extent=0.5, points=3)
+    each(measure, [Job(analysis="flatness", path=run.path, options=Options(samples=32, quiet=True), spec=lines)])
+    ours, theirs = (p / "tables" / "lines" / "curves.csv" for p in (run.path, done.run("adaptformer", 8, 1)))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_claims_come_from_the_tables(done):
+    """The effect of claim 4 is the mean difference of the accuracies in the run folders."""
+    claims = read_table(done.out / "tables" / "claims", "claims").frame
+    accuracy = {}
+    for dim, bits in ((32, 1), (1, 32)):
+        records = [json.loads((done.run("adaptformer", dim, bits, s) / "run.json").read_text()) for s in (0, 1)]
+        accuracy[dim, bits] = np.mean([record["metrics"]["test_accuracy"] for record in records])
+    row = claims[(claims.claim == 4) & claims.family.str.startswith("primary")].iloc[0]
+    assert row.effect == pytest.approx(accuracy[32, 1] - accuracy[1, 32])
+    assert set(claims.claim) == {1, 2, 3, 4}
+    assert set(claims.verdict) <= {"holds", "does not hold", "undecided"}
+    assert (claims.n == 2).all()
+
+
+def test_equal_bytes_are_equal(done):
+    points = read_table(done.out / "tables" / "tradeoff", "points").frame
+    payload = points.adapter_bytes - 8 * 12  # statistics of twelve matrices, or none at 32 bits
+    assert points[points.bits == 32].adapter_bytes.nunique() == 1
+    assert payload[points.bits == 1].iloc[0] == pytest.approx(points[points.bits == 32].adapter_bytes.iloc[0], rel=0.02)
+
+
+def test_every_table_says_what_it_is(done):
+    """Rule 28."""
+    for folder in (done.run("full"), done.run("lora", 4, 1)):
+        for table in read_tables(folder / "tables" / "lines").values():
+            p = table.provenance
+            assert {"settings", "versions", "machine", "command", "seconds", "measured"} <= set(p)
+            for facts in p["measured"].values():
+                assert {
+                    "directions",
+                    "policy",
+                    "space",
+                    "mode",
+                    "objectives",
+                    "baseline",
+                    "dtype",
+                    "device",
+                    "cost",
+                } <= set(facts)
+                assert facts["objectives"]["train"]["fingerprint"]
+            assert p["settings"]["seed"] == 0
+
+
+def test_all_models_saw_the_same_images(done):
+    """Rule 5."""
+    prints = {
+        facts["objectives"]["train"]["fingerprint"]
+        for folder in (done.run("full"), done.run("lora", 4, 1), done.run("adaptformer", 8, 1, 1))
+        for facts in read_table(folder / "tables" / "lines", "curves").provenance["measured"].values()
+    }
+    assert len(prints) == 1
+
+
+def test_the_summary_is_made_of_the_tables(done):
+    from analyses.study import summary
+
+    text = summary(done.out)
+    assert text == (done.out / "summary.md").read_text()
+    assert "AdaptFormer h8, 1 bit" in text
+    assert any(verdict in text for verdict in ("holds", "does not hold", "undecided"))
+
+
+def test_the_plan_says_what_it_will_cost(done):
+    from analyses.study import passes, plan
+
+    lines = "\n".join(plan(done.study, workers=2))
+    assert "6 configurations x 2 seeds = 12 runs" in lines
+    assert "minutes with 2 workers" in lines
+    # spaces: full 1, adaptformer 2, lora 3; then seeds, directions, points, splits, images
+    assert passes(done.study)["flatness"] == 6 * 2 * 2 * 3 * 2 * 32
+
+
+def test_every_figure_is_drawn(done, tmp_path):
+    from figures.redraw import redraw
+
+    names = {p.stem for p in redraw(done.out, tmp_path)}
+    assert {"claims", "flatness", "flatness_curves", "noise", "precision", "surfaces", "tradeoff", "weights"} <= names
+
+
+def test_publish_writes_the_summary_between_the_marks(done, tmp_path):
+    from analyses.publish import BEGIN, END, main
+
+    readme = tmp_path / "README.md"
+    readme.write_text(f"top\n{BEGIN}\nold\n{END}\nbottom\n")
+    main(done.out, results=tmp_path / "results", readme=readme)
+    text = readme.read_text()
+    assert (done.out / "summary.md").read_text().strip() in text
+    assert "old" not in text
+    assert text.startswith("top\n")
+    assert text.endswith("bottom\n")
+    assert (tmp_path / "results" / "small" / "tables" / "claims" / "claims.csv").exists()
+
+
+def test_an_unknown_study_is_one_line_and_exit_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "analyses.study", "quik"], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: unknown study 'quik', expected one of quick (did you mean 'quick'?)"
