@@ -13,7 +13,7 @@ def names() -> dict[str, str]:
         tree = ast.parse(path.read_text())
         is_command = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
         if is_command:
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0].replace("``", "")
     return found
 
 

@@ -135,7 +135,17 @@ def report(
 
 
 def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Options(), lines: Lines = Lines()) -> None:
-    """Measure how flat the minimum of each checkpoint is, and compare several."""
+    """Measure how flat the minimum of each checkpoint is, and compare several.
+
+    Parameters
+    ----------
+    checkpoints
+        Run folders, or weights of whole networks with --backbone and --task.
+    options
+        What every analysis takes.
+    lines
+        Which lines are drawn through each minimum.
+    """
     from analyses.checkpoint import open_all
     from analyses.store import announce, draw
     from figures.command import emit, progress

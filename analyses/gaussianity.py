@@ -141,7 +141,17 @@ def report(
 
 
 def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Options(), fits: Fits = Fits()) -> None:
-    """Fit the weights of every trained matrix and say what the Gaussian codebook loses on it."""
+    """Fit the weights of every trained matrix and say what the Gaussian codebook loses on it.
+
+    Parameters
+    ----------
+    checkpoints
+        Run folders, or weights of whole networks with --backbone and --task.
+    options
+        What every analysis takes.
+    fits
+        What is computed for each matrix.
+    """
     from analyses.checkpoint import open_all
     from analyses.store import announce, draw
     from figures.command import emit, progress

@@ -81,7 +81,17 @@ def report(
 
 
 def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Options(), noise: Noise = Noise()) -> None:
-    """Measure accuracy and loss of each checkpoint under noise on its weights."""
+    """Measure accuracy and loss of each checkpoint under noise on its weights.
+
+    Parameters
+    ----------
+    checkpoints
+        Run folders, or weights of whole networks with --backbone and --task.
+    options
+        What every analysis takes.
+    noise
+        How much noise, and how often it is drawn.
+    """
     from analyses.checkpoint import open_all
     from analyses.store import announce, draw
     from figures.command import emit, progress

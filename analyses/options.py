@@ -24,7 +24,7 @@ class Options:
     backbone: str | None = None
     """For weights that are no run folder: the timm name of the architecture."""
     task: str | None = None
-    """For weights that are no run folder: the task, for example ``folder:PATH``."""
+    """For weights that are no run folder: the task, for example folder:PATH."""
     img_size: int | None = None
     """For weights that are no run folder: height and width of the input in pixels."""
     out: Path | None = None

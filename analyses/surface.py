@@ -73,7 +73,17 @@ def report(
 
 
 def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Options(), plane: Plane = Plane()) -> None:
-    """Compute the loss surface around each checkpoint on a plane of two random filter-normalised directions."""
+    """Compute the loss surface around each checkpoint on a plane of two random filter-normalised directions.
+
+    Parameters
+    ----------
+    checkpoints
+        Run folders, or weights of whole networks with --backbone and --task.
+    options
+        What every analysis takes.
+    plane
+        Which plane is drawn through the minimum.
+    """
     from analyses.checkpoint import open_all
     from analyses.store import announce, draw
     from figures.command import emit, progress
