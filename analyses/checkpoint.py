@@ -1,14 +1,14 @@
 """A checkpoint on a command line, opened: which model it is, on which data, and which of its tensors may move.
 
-Taken: a run folder of ``python -m train`` (or any file inside it), and ``.safetensors``, ``.pth`` or ``.npz`` weights
-of a timm model together with ``--backbone`` and ``--task``.
+Taken: a run folder of ``python -m train`` (or any file inside it), and ``.safetensors`` or ``.pth`` weights of a
+whole timm model together with ``--backbone`` and ``--task``.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from train.tasks import Task, Transform
 
 SPACES = ("factors", "merged", "full")
-WEIGHTS = (".safetensors", ".pth", ".pt", ".npz")
+WEIGHTS = (".safetensors", ".pth", ".pt")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,6 +68,8 @@ class Checkpoint:
 
     def labels(self) -> dict[str, object]:
         """The columns that say which model a row is about."""
+        if self.run:
+            return self.run.labels()
         return {
             "task": self.task.name,
             "label": self.label,
@@ -94,12 +96,13 @@ class Checkpoint:
         AnalysisError
             If the method has no such space (``merged`` with a nonlinearity between the factors), or nothing moves.
         """
-        from train.methods import get
+        from train.methods import get, head_names
 
         if space not in SPACES:
             raise AnalysisError(f"unknown space {space!r}; there are {', '.join(SPACES)}")
         model, method = self.model, get(self.method)
-        own = [name for name, _ in self.model.named_parameters() if not name.startswith("head.")]
+        heads = head_names(model)
+        own = [name for name, _ in model.named_parameters() if name not in heads]
         if space == "merged":
             if not method.linear:
                 raise AnalysisError(f"{self.method} has a nonlinearity between its factors, so it has no merged space")
@@ -108,7 +111,7 @@ class Checkpoint:
         elif space == "factors" and self.method != "full":
             own = list(method.adapter_names(model))
         if head:
-            own += [name for name, _ in model.named_parameters() if name.startswith("head.")]
+            own += heads
         if not own:
             raise AnalysisError(f"{self.label} has no tensor that moves in space {space!r}; --head moves its head")
         return model, own
@@ -168,23 +171,38 @@ def open_all(paths: Sequence[Path], options: Options) -> tuple[list[Checkpoint],
     if not paths:
         raise AnalysisError("expected at least one checkpoint")
     opened = [open_checkpoint(path, options) for path in paths]
-    same_data(opened)
+    comparable(opened)
     return opened, options.out or (opened[0].folder if len(opened) == 1 else Path("analysis"))
 
 
-def same_data(checkpoints: Sequence[Checkpoint]) -> None:
-    """Refuse checkpoints of one task that saw different images or splits (NUMERICS 5).
+def comparable(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse checkpoints whose rows would be mixed up, or whose numbers do not speak of the same inputs (NUMERICS 5).
 
     Raises
     ------
     AnalysisError
-        For the first two that differ.
+        For the first two of one name, of one task with different images, splits or transforms, or of one label that
+        were trained differently.
     """
-    seen: dict[str, Checkpoint] = {}
+    by_name: dict[str, Checkpoint] = {}
+    by_task: dict[str, Checkpoint] = {}
+    by_label: dict[tuple[object, str], Checkpoint] = {}
     for c in checkpoints:
-        first = seen.setdefault(c.task.name, c)
+        first = by_name.setdefault(c.path.name, c)
+        if first is not c:
+            raise AnalysisError(
+                f"{first.path} and {c.path} have one name: rename one, so that tables can tell them apart"
+            )
+        first = by_task.setdefault(c.task.name, c)
         if first.task.fingerprint != c.task.fingerprint:
             raise AnalysisError(f"{first.path} and {c.path} saw different images or splits; they cannot be compared")
+        if first.transform != c.transform:
+            raise AnalysisError(
+                f"{first.path} and {c.path} transform their images differently; they cannot be compared"
+            )
+        first = by_label.setdefault((c.labels()["task"], c.label), c)
+        if first.run and c.run and replace(first.run.spec, seed=c.seed) != c.run.spec:
+            raise AnalysisError(f"{first.path} and {c.path} are both {c.label!r} but differ in more than their seed")
 
 
 def identity(run: Run) -> str:
@@ -196,10 +214,13 @@ def identity(run: Run) -> str:
 
 
 def _from_run(folder: Path, options: Options) -> Checkpoint:
-    from train.build import transform
+    from train.build import load_task, transform
     from train.run import Run
 
-    run = Run.open(folder)
+    run = Run.open(folder, backbone=options.backbone)
+    if options.task is not None:
+        task = load_task(replace(run.spec, task=options.task), run.record["image_size"])
+        run = Run.open(folder, task=task, backbone=options.backbone)
     spec = run.spec
     return Checkpoint(
         path=folder,
@@ -217,6 +238,7 @@ def _from_run(folder: Path, options: Options) -> Checkpoint:
 
 
 def _from_weights(path: Path, options: Options) -> Checkpoint:
+    from figures.tables import key_of
     from train.backbones import content_hash, create, describe, read_weights
     from train.build import device_of
     from train.tasks import load
@@ -228,7 +250,7 @@ def _from_weights(path: Path, options: Options) -> Checkpoint:
     name = options.backbone.removeprefix("random:")
     info = describe(f"{name}@{path}", img_size=options.img_size)
     state = read_weights(info)
-    task = load(options.task, size=info.img_size)
+    task = load(options.task, train_size=options.train_size, size=info.img_size)
     model = create(f"random:{name}", len(task.classes), img_size=options.img_size)
     load_whole(model, state, path)
     return Checkpoint(
@@ -241,7 +263,14 @@ def _from_weights(path: Path, options: Options) -> Checkpoint:
         model=model.to(device_of(options.device)).eval(),
         task=task,
         transform=info.transform(),
-        identity=content_hash(state, ()),
+        identity=key_of(
+            {
+                "weights": content_hash(state, ()),
+                "backbone": name,
+                "data": task.fingerprint,
+                "transform": info.transform().describe(),
+            }
+        ),
     )
 
 

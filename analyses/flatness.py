@@ -66,12 +66,17 @@ def summarise(curves: pd.DataFrame, split: str = "train") -> pd.DataFrame:
     """
     import pandas as pd
 
+    from analyses.measure import mean, sem
+
     per_direction = rises(curves, split)
     keys = [*MODEL, "space", "head", "radius_kind", "radius"]
-    rows = per_direction.groupby(keys, sort=False, as_index=False).agg(
-        rise_nats=("rise_nats", "mean"), rise_se_nats=("rise_nats", "sem"), directions=("rise_nats", "size")
+    rows = per_direction.groupby(keys, sort=False, as_index=False, dropna=False).agg(
+        rise_nats=("rise_nats", mean), rise_se_directions_nats=("rise_nats", sem), directions=("rise_nats", "size")
     )
-    about = curves[curves.split == split].groupby(["run", "space"], as_index=False)[["moving", "moving_share"]].first()
+    all_curves = with_full_as_factors(curves[curves.split == split])
+    about = all_curves.groupby(["run", "space"], as_index=False).agg(
+        moving=("moving", "first"), moving_share=("moving_share", "first"), direction_norm=("direction_norm", "mean")
+    )
     return pd.merge(rows, about, on=["run", "space"], how="left")
 
 
@@ -128,7 +133,7 @@ def report(
         tables = {"curves": curves, "summary": summarise(curves)}
         if curves.label.nunique() > 1:
             tables["verdicts"] = compare(curves)
-        return tables, facts(checkpoints)
+        return tables, facts(checkpoints, "lines")
 
     settings = {**options.settings(), **asdict(spec), "checkpoints": [c.identity for c in checkpoints]}
     return cached(out / "tables" / "flatness", settings, compute)

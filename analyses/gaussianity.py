@@ -49,13 +49,15 @@ def matrices(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray, np.ndarr
         If the checkpoint is no run folder (nothing else knows its initialisation) or its method trains no matrix.
     """
     from analyses.errors import AnalysisError
+    from train.methods import head_names
 
     if checkpoint.run is None:
         raise AnalysisError(
             f"{checkpoint.path} is no run folder: gaussianity needs the initial weights beside the final ones"
         )
     latent, initial = checkpoint.run.trained_state(), checkpoint.run.initial_state()
-    names = [n for n, w in latent.items() if w.ndim > 1 and w.numel() > w.shape[0] and not n.startswith("head.")]
+    head = set(head_names(checkpoint.model))
+    names = [n for n, w in latent.items() if w.ndim > 1 and w.numel() > w.shape[0] and n not in head]
     if not names:
         raise AnalysisError(f"{checkpoint.label} trains no matrix but its head")
     for name in names:
@@ -66,7 +68,14 @@ def describe(w: np.ndarray, w_init: np.ndarray, spec: Fits, seed: int) -> dict[s
     """The row of one matrix."""
     from scipy import stats
 
-    from quant.distribution import best_law, distortion_ratio, trained_share, w1_null, w1_to_normal
+    from quant.distribution import (
+        best_law,
+        distortion_ratio,
+        distortion_ratio_null,
+        trained_share,
+        w1_null,
+        w1_to_normal,
+    )
 
     return {
         "weights": w.size,
@@ -80,6 +89,10 @@ def describe(w: np.ndarray, w_init: np.ndarray, spec: Fits, seed: int) -> dict[s
         "trained_share": trained_share(w, w_init),
         "best_law": best_law(w),
         **{f"distortion_ratio_{b}b": distortion_ratio(w, b) for b in spec.distortion_bits},
+        **{
+            f"distortion_ratio_{b}b_null": distortion_ratio_null(w.size, b, seed=seed, draws=spec.null_draws)
+            for b in spec.distortion_bits
+        },
     }
 
 
@@ -125,6 +138,7 @@ def report(
     """All runs in the tables of ``out/tables/gaussianity``."""
     import pandas as pd
 
+    from analyses.measure import facts
     from analyses.store import cached
 
     def compute():
@@ -134,7 +148,7 @@ def report(
             if on_run:
                 on_run()
         joined = {name: pd.concat([p[name] for p in parts], ignore_index=True) for name in parts[0]}
-        return joined, {"weights": "latent, head left out"}
+        return joined, {"weights": "latent, head left out", **facts(checkpoints, "weights")}
 
     settings = {"seed": options.seed, **asdict(spec), "checkpoints": [c.identity for c in checkpoints]}
     return cached(out / "tables" / "gaussianity", settings, compute)

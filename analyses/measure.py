@@ -58,9 +58,32 @@ def labelled(frame: pd.DataFrame, checkpoint: Checkpoint, **columns: object) -> 
     return pd.concat([labels, frame.drop(columns=list(labels), errors="ignore")], axis=1)
 
 
-def facts(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
-    """Which runs and which data a table of several checkpoints is made of; each run's own tables say the rest."""
+def facts(checkpoints: Sequence[Checkpoint], part: str) -> dict[str, Any]:
+    """What a table joined from the tables ``part`` of several checkpoints says of itself (NUMERICS 28).
+
+    The data of each task, and for each run its identity and the facts of its own measurement: images, baseline,
+    directions, policy, mode, dtype, device and cost.
+    """
+    from figures.tables import read_provenance
+
     return {
         "data_fingerprints": {c.task.name: c.task.fingerprint for c in checkpoints},
-        "runs": {c.path.name: c.identity for c in checkpoints},
+        "runs": {
+            c.path.name: {
+                "identity": c.identity,
+                "measured": read_provenance(c.folder / "tables" / part).get("measured"),
+            }
+            for c in checkpoints
+        },
     }
+
+
+def mean(values: pd.Series) -> float:
+    """The mean, NaN where one value is: pandas would leave it out, and the worst direction with it (NUMERICS 6)."""
+    return float(values.to_numpy(float).mean())
+
+
+def sem(values: pd.Series) -> float:
+    """The standard error of the mean, NaN where one value is, or where there is one value."""
+    x = values.to_numpy(float)
+    return float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else float("nan")

@@ -53,12 +53,14 @@ def measure(checkpoint: Checkpoint, options: Options, spec: Noise, on_point=None
 
 def summarise(points: pd.DataFrame) -> pd.DataFrame:
     """Mean over draws, one row a run, space and level; the standard errors are across draws."""
+    from analyses.measure import mean, sem
+
     return points.groupby(MODEL_SPACE, sort=False, as_index=False).agg(
         accuracy=("accuracy", "mean"),
-        accuracy_se=("accuracy", "sem"),
-        loss_nats=("loss_nats", "mean"),
-        rise_nats=("rise_nats", "mean"),
-        rise_se_nats=("rise_nats", "sem"),
+        accuracy_se_draws=("accuracy", "sem"),
+        loss_nats=("loss_nats", mean),
+        rise_nats=("rise_nats", mean),
+        rise_se_draws_nats=("rise_nats", sem),
         draws=("direction", "size"),
     )
 
@@ -74,7 +76,7 @@ def report(
 
     def compute():
         points = pd.concat([measure(c, options, spec, on_point) for c in checkpoints], ignore_index=True)
-        return {"points": points, "summary": summarise(points)}, facts(checkpoints)
+        return {"points": points, "summary": summarise(points)}, facts(checkpoints, "draws")
 
     settings = {**options.settings(), **asdict(spec), "checkpoints": [c.identity for c in checkpoints]}
     return cached(out / "tables" / "noise", settings, compute)

@@ -22,9 +22,11 @@ class Options:
     device: str = "cpu"
     """Where the forward passes run: cpu, cuda, cuda:1, mps."""
     backbone: str | None = None
-    """For weights that are no run folder: the timm name of the architecture."""
+    """For weights that are no run folder: the timm name of the architecture. For a run: where its weights lie now."""
     task: str | None = None
-    """For weights that are no run folder: the task, for example folder:PATH."""
+    """For weights that are no run folder: the task, for example folder:PATH. For a run: where its data lie now."""
+    train_size: int = 1000
+    """For weights that are no run folder: images to split into train (80 %) and val."""
     img_size: int | None = None
     """For weights that are no run folder: height and width of the input in pixels."""
     out: Path | None = None
@@ -35,5 +37,13 @@ class Options:
     """No progress, no report of assumptions."""
 
     def settings(self) -> dict[str, object]:
-        """The part of the options that belongs to the identity of a result."""
-        return {"samples": self.samples, "batch_size": self.batch_size, "seed": self.seed, "device": self.device}
+        """What of the options belongs to the identity of a result, and the threads that it is computed with."""
+        import torch
+
+        return {
+            "samples": self.samples,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "device": self.device,
+            "threads": torch.get_num_threads(),
+        }

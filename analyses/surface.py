@@ -49,7 +49,7 @@ def measure(checkpoint: Checkpoint, options: Options, spec: Plane, on_point=None
         pair = orthogonal_pair(moving, (options.seed, options.seed + 1))
         objectives = checkpoint.objectives(model, ("train", "test"), options)
         found = plane(objectives, moving, *pair, axis, axis, on_point=on_point)
-        return {"points": labelled(found.to_frame(), checkpoint)}, found.provenance
+        return {"points": labelled(found.to_frame(), checkpoint)}, {"measured": {space: found.provenance}}
 
     settings = {**options.settings(), **asdict(spec), "checkpoint": checkpoint.identity}
     return cached(checkpoint.folder / "tables" / "plane", settings, compute)["points"]
@@ -66,7 +66,7 @@ def report(
 
     def compute():
         frames = [measure(c, options, spec, on_point) for c in checkpoints]
-        return {"points": pd.concat(frames, ignore_index=True)}, facts(checkpoints)
+        return {"points": pd.concat(frames, ignore_index=True)}, facts(checkpoints, "plane")
 
     settings = {**options.settings(), **asdict(spec), "checkpoints": [c.identity for c in checkpoints]}
     return cached(out / "tables" / "surface", settings, compute)

@@ -24,14 +24,30 @@ def train_all(
     device: str = "cpu",
     on_done: Callable[[Any], Any] | None = None,
 ) -> list[Run]:
-    """The finished runs of ``specs``, in that order, below the folder ``runs``."""
+    """The finished runs of ``specs``, in that order, below the folder ``runs``.
+
+    A finished run of other data or another backbone than its specification names now is refused, not returned.
+
+    Raises
+    ------
+    AnalysisError
+        If two specifications would share a run folder.
+    """
+    from analyses.errors import AnalysisError
     from analyses.parallel import each
+    from train.build import backbone_hash
     from train.run import Run
 
+    for spec in specs:
+        if sum(other.name == spec.name for other in specs) > 1:
+            raise AnalysisError(f"two of the runs would be named {spec.name}: give their folders different names")
     missing = [spec for spec in specs if not is_done(runs / spec.name)]
-    if on_done:
-        for _ in range(len(specs) - len(missing)):
-            on_done(None)
+    for spec in specs:
+        if spec not in missing:
+            data = _data(_of_data(spec))[0].fingerprint
+            Run.open(runs / spec.name).check({"data": data, "backbone": backbone_hash(spec)})
+            if on_done:
+                on_done(spec)
     each(functools.partial(train_one, runs=runs, device=device), missing, workers=workers, on_done=on_done)
     return [Run.open(runs / spec.name) for spec in specs]
 
@@ -39,11 +55,17 @@ def train_all(
 def train_one(spec: RunSpec, *, runs: Path, device: str) -> str:
     """Train one run, or find it; returns its folder's name."""
     from train.loop import fit
+
+    task, inputs = _data(_of_data(spec))
+    return fit(spec, task, runs, device=device, quiet=True, cache=inputs).path.name
+
+
+def _of_data(spec: RunSpec) -> RunSpec:
+    """The specification with all at its default that the data do not depend on."""
     from train.spec import RunSpec
 
     fields = ("task", "train_size", "test_size", "data_seed", "backbone", "img_size")
-    task, inputs = _data(RunSpec(**{name: getattr(spec, name) for name in fields}))
-    return fit(spec, task, runs, device=device, quiet=True, cache=inputs).path.name
+    return RunSpec(**{name: getattr(spec, name) for name in fields})
 
 
 @functools.lru_cache(maxsize=4)
@@ -68,4 +90,4 @@ def results(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a run: the model's columns and the metrics of its ``run.json``."""
     import pandas as pd
 
-    return pd.DataFrame([{"task": run.spec.task, **run.labels(), **run.metrics} for run in runs])
+    return pd.DataFrame([{**run.labels(), **run.metrics} for run in runs])

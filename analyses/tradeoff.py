@@ -82,7 +82,7 @@ def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     keys = ["task", "label", "method", "dim", "bits"]
     summary = points.groupby(keys, sort=False, as_index=False).agg(
         accuracy=("test_accuracy", "mean"),
-        accuracy_se=("test_accuracy", "sem"),
+        accuracy_se_seeds=("test_accuracy", "sem"),
         adapter_bytes=("adapter_bytes", "mean"),
         n_seeds=("seed", "size"),
     )

@@ -33,7 +33,7 @@ class Transfer:
     """Training seeds 0, 1, ..."""
     recipe: str = "short"
     """Preset of the training recipe."""
-    epochs: int = 15
+    epochs: int = 10
     """In place of the recipe's."""
     train_size: int = 1000
     """Training images, of which a fifth is for validation."""

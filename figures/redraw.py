@@ -107,7 +107,19 @@ def _labels(spec: dict[str, Any]) -> dict[str, Any]:
         label += f" {dim}, {bits} bit{'s' if bits > 1 else ''}"
     head = int(spec.get("head_bits") or 32)
     label += f", {head}-bit head" if head < 32 else ""
-    return {"label": label, "method": method, "dim": dim, "bits": bits, "task": spec.get("task", "")}
+    return {
+        "label": label,
+        "method": method,
+        "dim": dim,
+        "bits": bits,
+        "task": _without_folder(str(spec.get("task", ""))),
+    }
+
+
+def _without_folder(task: str) -> str:
+    """``folder:/data/pets`` as ``folder:pets``: the same data elsewhere are the same task."""
+    kind, colon, path = task.partition(":")
+    return f"{kind}:{Path(path).name}" if colon else task
 
 
 def _by_task(tables: dict[str, pd.DataFrame]) -> list[tuple[str, dict[str, pd.DataFrame]]]:

@@ -39,7 +39,7 @@ __all__ = [
 SCHEMA = 1
 PROVENANCE = "provenance.json"
 DTYPES = {"float": "float64", "int": "int64", "uint": "uint64", "bool": "bool", "text": "str"}
-VERSIONS = ("torch", "timm", "numpy", "scipy", "pandas")
+VERSIONS = ("precision-redundancy", "torch", "timm", "numpy", "scipy", "pandas")
 Kinds = dict[str, str]
 
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quant.codebooks import Codebook
-    from quant.distribution import distortion_ratio, fit_laws, trained_share, w1_null, w1_to_normal
+    from quant.distribution import (
+        distortion_ratio,
+        distortion_ratio_null,
+        fit_laws,
+        trained_share,
+        w1_null,
+        w1_to_normal,
+    )
     from quant.errors import QuantError
     from quant.fake import QuantLinear, bake, fake_quantize
     from quant.lowbit import Lowbit, LowbitTensor, read_lowbit, write_lowbit
@@ -27,6 +34,7 @@ __all__ = [
     "Quantizer",
     "bake",
     "distortion_ratio",
+    "distortion_ratio_null",
     "fake_quantize",
     "fit_laws",
     "read_lowbit",
@@ -46,6 +54,7 @@ _MODULES = {
     "Quantizer": "quantizers.base",
     "bake": "fake",
     "distortion_ratio": "distribution",
+    "distortion_ratio_null": "distribution",
     "fake_quantize": "fake",
     "fit_laws": "distribution",
     "read_lowbit": "lowbit",

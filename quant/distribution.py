@@ -6,6 +6,7 @@ normal samples (:func:`w1_null`) and of the same matrix at its initialisation (:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -108,6 +109,17 @@ def distortion_ratio(w: np.ndarray, bits: int) -> float:
     grid = get("gaussian_l1", bits).fit(tensor)
     error = float((tensor - grid.values(grid.codes(tensor))).abs().sum())
     return error / k_medians_error(x, 2**bits)
+
+
+@functools.cache
+def distortion_ratio_null(n: int, bits: int, *, seed: int, draws: int = 20) -> float:
+    """The mean of :func:`distortion_ratio` over truly normal samples of n weights.
+
+    The best values are fitted to the very weights they are judged on, so a perfectly normal matrix lies above 1 too: by
+    a twentieth at 1,536 weights and 4 bits.
+    """
+    rng = np.random.default_rng(seed)
+    return float(np.mean([distortion_ratio(rng.standard_normal(n), bits) for _ in range(draws)]))
 
 
 def trained_share(w: np.ndarray, w_init: np.ndarray) -> float:

@@ -86,7 +86,18 @@ def build(spec: RunSpec, classes: int) -> nn.Module:
             scale=spec.scale,
             head_bits=spec.head_bits,
         )
+    _refuse_running_statistics(model, spec)
     return model.train()
+
+
+def _refuse_running_statistics(model: nn.Module, spec: RunSpec) -> None:
+    # A run keeps parameters; statistics that training changes beside them would be lost with it.
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            raise TrainError(
+                f"{spec.backbone}: expected a network without running statistics, which runs do not keep, found the "
+                f"{type(module).__name__} {name}"
+            )
 
 
 def backbone_hash(spec: RunSpec) -> str:

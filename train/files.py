@@ -32,8 +32,11 @@ def write_weights(folder: Path, model: nn.Module, names: list[str], record: Mapp
         write_lowbit(folder / LOWBIT, Lowbit(header=_header(record), tensors=tensors))
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of adapter and head within the file that would be shipped, that file's bytes, and trained numbers."""
+def sizes(folder: Path, head: list[str]) -> dict[str, int]:
+    """Bytes of adapter and head within the file that would be shipped, that file's bytes, and trained numbers.
+
+    ``head`` holds the names of the head's tensors.
+    """
     from safetensors import safe_open
 
     path = folder / LOWBIT
@@ -43,10 +46,10 @@ def sizes(folder: Path) -> dict[str, int]:
         of = read_lowbit(path).sizes()
     else:
         path, of = folder / TRAINED, {name: 4 * count for name, count in numbers.items()}
-    head = sum(size for name, size in of.items() if name.startswith("head."))
+    head_bytes = sum(of.get(name, 0) for name in head)
     return {
-        "adapter_bytes": sum(of.values()) - head,
-        "head_bytes": head,
+        "adapter_bytes": sum(of.values()) - head_bytes,
+        "head_bytes": head_bytes,
         "file_bytes": path.stat().st_size,
         "trained_parameters": sum(numbers.values()),
     }

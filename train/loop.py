@@ -27,7 +27,7 @@ from train import state as states
 from train.build import Cache, Score, predict, score, stream
 from train.errors import TrainError
 from train.files import sizes, write_weights
-from train.methods import get
+from train.methods import get, head_names
 from train.run import HISTORY, RECORD, RESUME, Run
 from train.spec import SCHEMA, RunSpec
 from train.tasks import Task
@@ -262,7 +262,7 @@ class _Training:
         if self.spec.protocol == "paper":
             metrics["best_test_accuracy_seen"] = at.test_seen
         metrics["selected_epoch"] = at.best["epoch"]
-        return {**metrics, **sizes(self.folder)}
+        return {**metrics, **sizes(self.folder, head_names(model))}
 
     def _bar(self, total: int, done: int) -> Any:
         from figures.command import progress

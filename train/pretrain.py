@@ -12,7 +12,9 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
+
+from tyro.conf import Positional
 
 NAME = "vit_tiny32"
 ARCHITECTURE: dict[str, Any] = {
@@ -71,11 +73,18 @@ def learning_rate(step: int, total: int, p: Pretraining) -> float:
 
 
 def pretrain(data: Path, out: Path, p: Pretraining, device: str = "cpu") -> Path:
-    """Train, or continue, and write the backbone and its card; return the path of the backbone."""
+    """Train, or continue, and write the backbone and its card; return the path of the backbone.
+
+    Raises
+    ------
+    TrainError
+        If there are fewer training images than one batch.
+    """
     import timm
     import torch
     import torch.nn.functional as F
 
+    from train.errors import TrainError
     from train.tasks.images import decode, list_class_folders
 
     out.mkdir(parents=True, exist_ok=True)
@@ -101,6 +110,8 @@ def pretrain(data: Path, out: Path, p: Pretraining, device: str = "cpu") -> Path
     )
     generator = torch.Generator().manual_seed(p.seed)
     n, steps = len(images), len(images) // p.batch_size
+    if steps == 0:
+        raise TrainError(f"expected at least one batch of {p.batch_size} images below {data / 'train'}, found {n}")
     total = steps * p.epochs
     first, seconds = 0, 0.0
     schedules: list[list[int]] = []  # [first epoch, epochs of the schedule]: a run may be shortened or lengthened
@@ -191,6 +202,7 @@ def write(out: Path, p: Pretraining, state, *, accuracy, seconds, schedules, dev
     from safetensors.torch import save
 
     from figures.tables import write_bytes, write_text
+    from train.backbones import content_hash
 
     body = {k: v.contiguous() for k, v in state.items() if not k.startswith("head.")}
     weights = out / f"{NAME}.safetensors"
@@ -202,6 +214,7 @@ def write(out: Path, p: Pretraining, state, *, accuracy, seconds, schedules, dev
         "std": STD,
         "parameters": sum(v.numel() for v in body.values()),
         "bytes": weights.stat().st_size,
+        "hash": content_hash(body),
         "pretrained_on": {"dataset": "CIFAR-100, training images", "images": images, "classes": classes},
         "test_accuracy": accuracy,
         "recipe": asdict(p),
@@ -218,18 +231,30 @@ def write(out: Path, p: Pretraining, state, *, accuracy, seconds, schedules, dev
 
 
 def main(
-    data: Path,
+    data: Positional[Path],
     /,
     recipe: Pretraining = Pretraining(),
     *,
-    out: Annotated[Path, "aliases: -o"] = Path("pretrained"),
+    out: Path = Path("pretrained"),
     device: str = "cpu",
 ) -> None:
-    """Pretrain the shipped backbone on DATA/train, test on DATA/test."""
+    """Pretrain the shipped backbone, or go on with it.
+
+    Parameters
+    ----------
+    data
+        A folder with train/<class>/* and test/<class>/*.
+    recipe
+        How it is trained.
+    out
+        The weights, their card and the state between epochs go here.
+    device
+        cpu, cuda, mps.
+    """
     print(pretrain(data, out, recipe, device))
 
 
 if __name__ == "__main__":
-    import tyro
+    from figures.command import run
 
-    tyro.cli(main)
+    run(main, prog="python -m train.pretrain")

@@ -208,6 +208,7 @@ class Run:
         """The columns that tell several runs apart in a table."""
         spec = self.spec
         return {
+            "task": spec.task_name,
             "label": spec.label,
             "method": spec.method,
             "dim": spec.dim,

@@ -135,6 +135,11 @@ class RunSpec:
         return f"{task}.{self.method}-{self.dim}.{self.bits}b.s{self.seed}.{self.hash}"
 
     @property
+    def task_name(self) -> str:
+        """The task without the folder that its data lie in, as tables have it."""
+        return _without_folder(self.task, ":")
+
+    @property
     def label(self) -> str:
         """The method, its size and bits as people read them, like ``AdaptFormer h8, 1 bit``."""
         method = get(self.method)

@@ -22,7 +22,7 @@ STUDY = Study(
     tradeoff=tuple(
         Model(method="adaptformer", dim=dim, bits=bits) for bits, dim in ((32, 1), (8, 4), (4, 8), (2, 16), (1, 32))
     ),
-    samples=96,
+    samples=64,
     directions=3,
     extent=0.5,
     points=5,

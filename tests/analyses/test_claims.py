@@ -58,7 +58,9 @@ def matrices(ratio: float, bits: int = 32, seeds=5) -> pd.DataFrame:
         {
             "label": f"LoRA r8, {bits} bit", "method": "lora", "bits": bits, "seed": seed, "tensor": tensor,
             "distortion_ratio_1b": ratio + offset + NOISE[seed] / 10,
-            "distortion_ratio_4b": math.nan if offset < 0 else ratio,
+            "distortion_ratio_1b_null": 1.0,
+            "distortion_ratio_4b": math.nan if offset < 0 else 1.25 * ratio,
+            "distortion_ratio_4b_null": 1.25,
         }
         for seed in range(seeds) for tensor, offset in (("up", -0.02), ("down", 0.02))
     )  # fmt: skip

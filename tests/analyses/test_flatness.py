@@ -92,7 +92,7 @@ def line(label: str, seed: int, slope: float, direction: int = 0, method: str = 
             "task": "t", "label": label, "method": method, "dim": 0, "bits": 32, "seed": seed, "run": f"{label}.{seed}",
             "space": "full", "head": False, "split": "train", "direction": direction, "alpha": alpha,
             "effective_radius": abs(alpha), "logit_radius": slope * abs(alpha), "rise_nats": slope * alpha**2,
-            "moving": 10, "moving_share": 1.0,
+            "moving": 10, "moving_share": 1.0, "direction_norm": 1.0,
         }
     )  # fmt: skip
 
@@ -188,10 +188,47 @@ def test_weights_of_a_whole_network_are_a_checkpoint(done, full, tmp_path):
 def test_checkpoints_of_other_images_are_not_compared(full):
     from dataclasses import replace
 
-    from analyses.checkpoint import same_data
+    from analyses.checkpoint import comparable
 
-    other = replace(
-        full, task=replace(full.task, seed=1, data={k: (x[::-1], y) for k, (x, y) in full.task.data.items()})
-    )
+    mirrored = replace(full.task, data={k: (x[::-1], y) for k, (x, y) in full.task.data.items()})
+    other = replace(full, path=full.path.with_name("other"), task=mirrored)
     with pytest.raises(AnalysisError, match="different images"):
-        same_data([full, other])
+        comparable([full, other])
+
+
+def test_checkpoints_whose_rows_would_mix_are_refused(full, lora):
+    """One name, one label trained in two ways, or two transforms: nothing is measured."""
+    from dataclasses import replace
+
+    from analyses.checkpoint import comparable
+
+    comparable([full, lora])
+    with pytest.raises(AnalysisError, match="one name"):
+        comparable([full, replace(lora, path=full.path.parent / "x" / full.path.name)])
+    resized = replace(full.transform, size=64)
+    with pytest.raises(AnalysisError, match="transform their images differently"):
+        comparable([full, replace(lora, transform=resized)])
+    scaled = replace(lora.run, record={**lora.run.record, "spec": {**lora.run.record["spec"], "scale": 10.0}})
+    with pytest.raises(AnalysisError, match="more than their seed"):
+        comparable([lora, replace(lora, path=lora.path.with_name("other"), run=scaled)])
+
+
+def test_a_direction_without_a_number_is_not_left_out():
+    """Rule 6: the mean over directions is NaN where one of them is, not the mean of the others."""
+    from analyses.flatness import summarise
+
+    broken = line("a", 0, 2.0, direction=1)
+    broken.loc[broken.alpha == 1.0, "rise_nats"] = np.nan
+    rows = summarise(pd.concat([line("a", 0, 2.0), broken])).set_index("radius_kind")
+    assert np.isnan(rows.loc["alpha", "rise_nats"])
+    assert rows.loc["alpha", "directions"] == 2
+
+
+def test_the_head_is_what_timm_says_it_is():
+    """Rule 11: the head stays still whatever its name."""
+    import timm
+
+    from train.methods import head_names
+
+    for name, head in (("resnet10t", "fc"), ("vit_tiny_patch16_224", "head"), ("mobilenetv3_small_050", "classifier")):
+        assert head_names(timm.create_model(name)) == [f"{head}.weight", f"{head}.bias"]

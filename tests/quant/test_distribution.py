@@ -14,6 +14,7 @@ from scipy import stats
 from quant.distribution import (
     best_law,
     distortion_ratio,
+    distortion_ratio_null,
     fit_laws,
     k_medians_error,
     trained_share,
@@ -155,3 +156,12 @@ def test_constants_and_numbers_that_are_none():
         fit_laws(np.array([1, 2, math.nan]))
     with pytest.raises(QuantError, match="at least two weights"):
         w1_to_normal(np.array([1.0]))
+
+
+@pytest.mark.parametrize(("n", "bits"), [(320, 2), (1536, 2), (1536, 4)])
+def test_the_null_of_the_distortion_ratio_is_what_normal_samples_of_that_size_give(n, bits):
+    """Rule 25: other draws have the same mean; it is above 1 and falls with n."""
+    others = [distortion_ratio(np.random.default_rng(100 + i).normal(3.0, 0.2, n), bits) for i in range(20)]
+    null = distortion_ratio_null(n, bits, seed=0)
+    assert null == pytest.approx(np.mean(others), abs=5 * np.std(others) / np.sqrt(10))
+    assert 1 < distortion_ratio_null(4 * n, bits, seed=0) < null

@@ -93,8 +93,8 @@ class Method:
         names = [name for name, _ in model.named_parameters()]
         if self.whole:
             return names
-        adapter = set(self.adapter_names(model))
-        return [name for name in names if name in adapter or name.startswith("head.")]
+        adapter = {*self.adapter_names(model), *head_names(model)}
+        return [name for name in names if name in adapter]
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Copy of ``model`` as a plain network, the trained change folded into its dense matrices.
@@ -126,6 +126,13 @@ class Method:
             why = "there is a nonlinearity between its matrices" if self.has_adapter else "it inserts no matrices"
             linear = ", ".join(name for name in names() if get(name).linear)
             raise TrainError(f"{self.title} has no merged form: {why}; methods that have one: {linear}")
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the tensors of a timm model's classification head: ``head``, ``fc`` or what timm says it is."""
+    heads = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
+    prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    return [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
 
 
 def names() -> list[str]:
