@@ -5,12 +5,13 @@ One thread a worker whatever their number, so that no number depends on it (NUME
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,6 +44,19 @@ def each(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [job.result() for job in jobs]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """As in a worker, so that what workers measured is found; the number of threads is as before afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _one_thread() -> None:

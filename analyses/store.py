@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shlex
 import sys
 import time
@@ -31,7 +32,8 @@ def cached(folder: Path, settings: dict[str, Any], compute: Callable[[], tuple[T
         started = time.perf_counter()
         tables, facts = compute()
         provenance = {
-            **facts, "key": key, **identity, "machine": machine(), "command": shlex.join(sys.argv),
+            **facts, "key": key, **identity, "machine": machine(),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "command": shlex.join(sys.argv),
             "seconds": round(time.perf_counter() - started, 3),
         }  # fmt: skip
         write_tables(folder, tables, provenance)

@@ -209,7 +209,7 @@ def report(study: Study, runs: dict[str, Run], out: Path, workers: int, quiet: b
     """Measure, join the measurements, test the claims; all tables lie below ``out/tables``. Returns the claims."""
     from analyses import claims, flatness, gaussianity, noise, surface, tradeoff
     from analyses.checkpoint import identity, open_checkpoint
-    from analyses.parallel import each
+    from analyses.parallel import each, one_thread
     from analyses.store import cached
     from analyses.sweep import results
     from figures.command import progress
@@ -229,7 +229,8 @@ def report(study: Study, runs: dict[str, Run], out: Path, workers: int, quiet: b
         return tables
 
     def compute():
-        tables = joined()
+        with one_thread():
+            tables = joined()
         precision = results([runs[s.name] for s in study.specs(study.precision)])
         found = claims.evaluate(
             flatness=tables["flatness"]["summary"],
@@ -271,7 +272,12 @@ def summary(out: Path) -> str:
             f"| {c['margin']:g} | {c['n']} | {c['smallest_effect']:.2g} | **{c['verdict']}** |"
         )
     versions = ", ".join(map(" ".join, about["versions"].items()))
-    table += ["", "Task {}; {}; {} cores.".format(runs.task.iloc[0], versions, about["machine"]["cores"])]
+    table += [
+        "",
+        "Task {}; {}; {} cores, {}; {}.".format(
+            runs.task.iloc[0], versions, about["machine"]["cores"], about["machine"]["processor"], about["date"]
+        ),
+    ]
     return "\n".join(table) + "\n"
 
 

@@ -35,7 +35,6 @@ def train_all(
     """
     from analyses.errors import AnalysisError
     from analyses.parallel import each
-    from train.build import backbone_hash
     from train.run import Run
 
     for spec in specs:
@@ -45,7 +44,7 @@ def train_all(
     for spec in specs:
         if spec not in missing:
             data = _data(_of_data(spec))[0].fingerprint
-            Run.open(runs / spec.name).check({"data": data, "backbone": backbone_hash(spec)})
+            Run.open(runs / spec.name).check({"data": data, "backbone": _backbone(_of_backbone(spec))})
             if on_done:
                 on_done(spec)
     each(functools.partial(train_one, runs=runs, device=device), missing, workers=workers, on_done=on_done)
@@ -66,6 +65,19 @@ def _of_data(spec: RunSpec) -> RunSpec:
 
     fields = ("task", "train_size", "test_size", "data_seed", "backbone", "img_size")
     return RunSpec(**{name: getattr(spec, name) for name in fields})
+
+
+def _of_backbone(spec: RunSpec) -> RunSpec:
+    """The specification with all at its default that the backbone does not depend on; random ones are each new."""
+    return spec if spec.backbone.startswith("random:") else _of_data(spec)
+
+
+@functools.lru_cache
+def _backbone(spec: RunSpec) -> str:
+    """The fingerprint of a backbone, read once in a process."""
+    from train.build import backbone_hash
+
+    return backbone_hash(spec)
 
 
 @functools.lru_cache(maxsize=4)

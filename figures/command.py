@@ -7,6 +7,9 @@ It lies in the lowest layer because every layer above has commands.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import os
 import shlex
 import shutil
@@ -43,8 +46,16 @@ def run(main: Callable[..., Any], *, prog: str, description: str | None = None) 
     import tyro
 
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    said = io.StringIO()
     try:
-        code = tyro.cli(main, prog=prog, description=description, config=config)
+        with contextlib.redirect_stderr(said):
+            call = tyro.cli(_later(main), prog=prog, description=description, config=config)
+    except SystemExit as stop:
+        if stop.code:
+            print(f"error: {_without_box(said.getvalue())}", file=sys.stderr)
+        sys.exit(stop.code)
+    try:
+        code = call()
         sys.stdout.flush()  # a full disk shows here, not at interpreter shutdown
     except KeyboardInterrupt:
         again = shlex.join(sys.argv[1:])
@@ -59,12 +70,37 @@ def run(main: Callable[..., Any], *, prog: str, description: str | None = None) 
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        exit_code = getattr(error, "exit_code", None)
+        exit_code = 2 if _out_of_memory(error) else getattr(error, "exit_code", None)
         if not isinstance(exit_code, int):
             raise
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _later(main: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    """The function with the same arguments that only binds them, so that parsing can fail apart from running."""
+
+    @functools.wraps(main)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+        return functools.partial(main, *args, **kwargs)
+
+    return bind
+
+
+def _without_box(text: str) -> str:
+    """The parser's message, drawn as a box over several lines, on one."""
+    lines = (line.strip("│╭╮╰╯─ \n") for line in text.splitlines())
+    kept = [line for line in lines if line and line != "Parsing error" and not line.startswith("For full helptext")]
+    return " ".join(kept)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether the machine had too little memory: Python's error, or torch's, which has a class on CUDA alone."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
 
 
 def emit(frame: pd.DataFrame, json: bool = False) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from train.recipe import Recipe
     from train.spec import RunSpec
 
@@ -105,12 +107,13 @@ def main(
     from train.loop import fit
     from train.run import RECORD, Run
 
+    data = load_task(spec)
     if not quiet:
-        print(_assumptions(spec, chosen), file=sys.stderr)
+        print(_assumptions(spec, chosen, data.counts), file=sys.stderr)
     folder = out / spec.name
     before = (folder / RECORD).exists() and Run.open(folder).status == "done"
     command = shlex.join(["python", "-m", "train", *sys.argv[1:]])
-    run = fit(spec, load_task(spec), out, device=device, quiet=quiet, command=command)
+    run = fit(spec, data, out, device=device, quiet=quiet, command=command)
     if not quiet:
         print(f"{'found finished' if before else 'trained'}: {run.path}", file=sys.stderr)
     frame = run.to_frame()
@@ -132,9 +135,9 @@ def _refuse_adapter_options(has_adapter: bool, method: str, **given: float | Non
         raise TrainError(f"{method} has no adapter: expected no {' and no '.join(useless)}")
 
 
-def _assumptions(spec: RunSpec, recipe: Recipe) -> str:
+def _assumptions(spec: RunSpec, recipe: Recipe, counts: Mapping[str, int]) -> str:
     """What is taken for granted, in one line."""
-    train = round(0.8 * spec.train_size) if spec.protocol == "validation" else spec.train_size
+    train = counts["train"] + (counts["val"] if spec.protocol == "paper" else 0)
     return (
         f"{spec.label} on {spec.task}: backbone {spec.backbone}, inputs {spec.inputs}, {train} training images, "
         f"protocol {spec.protocol}, {recipe.epochs} epochs of batches of {recipe.batch_size}, "

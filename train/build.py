@@ -113,9 +113,10 @@ def backbone_hash(spec: RunSpec) -> str:
 def load_task(spec: RunSpec, size: int | None = None) -> Task:
     """The task that a specification names, its images decoded.
 
-    A folder's images may differ in size: they are decoded at ``size``, or at the network's if None.
+    A folder's images may differ in size: they are decoded at ``size``, or at the network's if None; those of an npz
+    file at the size asked for.
     """
-    if size is None and spec.task.startswith("folder:"):
+    if size is None and (spec.task.startswith("folder:") or (spec.task.startswith("npz:") and spec.img_size)):
         size = transform(spec).size
     return load(spec.task, train_size=spec.train_size, test_size=spec.test_size, data_seed=spec.data_seed, size=size)
 

@@ -8,10 +8,7 @@ training (NUMERICS 26).
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import shlex
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,8 +24,9 @@ from train import state as states
 from train.build import Cache, Score, predict, score, stream
 from train.errors import TrainError
 from train.files import sizes, write_weights
+from train.folder import alone, circumstances, earlier, same_circumstances, sweep, write_record
 from train.methods import get, head_names
-from train.run import HISTORY, RECORD, RESUME, Run
+from train.run import HISTORY, RESUME, Run
 from train.spec import SCHEMA, RunSpec
 from train.tasks import Task
 
@@ -71,14 +69,27 @@ def fit(
         raise TrainError(f"expected the task {spec.task!r} that the specification names, found {task.name!r}")
     folder = Path(out_root) / spec.name
     fingerprints = {"data": task.fingerprint, "backbone": parts.backbone_hash(spec)}
-    if (folder / RECORD).exists():
-        earlier = Run.open(folder, task=task)
-        if earlier.spec.hash != spec.hash:
-            raise TrainError(f"{folder}: expected a run of this specification, found another one of the same name")
-        earlier.check(fingerprints)
-        if earlier.status == "done":
-            _sweep(folder)
-            return earlier
+    facts = {"fingerprints": fingerprints, **circumstances(spec, place, command)}
+    with alone(folder):
+        before = earlier(folder, spec, task, fingerprints)
+        if before and before.status == "done":
+            sweep(folder)
+            return before
+        if before and (folder / RESUME).exists():
+            same_circumstances(before, facts)
+        return _train(spec, task, folder, place, facts, quiet, cache)
+
+
+def _train(
+    spec: RunSpec,
+    task: Task,
+    folder: Path,
+    place: torch.device,
+    facts: dict[str, Any],
+    quiet: bool,
+    cache: Cache | None,
+) -> Run:
+    """Train to the end, from the start or from where the folder says; a folder that says what became of it."""
     record = {
         "schema": SCHEMA,
         "name": spec.name,
@@ -86,11 +97,11 @@ def fit(
         "spec": spec.to_dict(),
         "classes": list(task.classes),
         "image_size": task.size,
-        "fingerprints": fingerprints,
-        **_circumstances(spec, place, command),
+        "counts": dict(task.counts),
+        **facts,
     }
-    _write_record(folder, record)
-    _sweep(folder, keep=RESUME)
+    write_record(folder, record)
+    sweep(folder, keep=RESUME)
     training = _Training(spec=spec, task=task, folder=folder, device=place, quiet=quiet, cache=cache)
     try:
         with parts.seeded(stream(spec.seed, "dropout"), place):
@@ -99,10 +110,10 @@ def fit(
         stopped = isinstance(error, KeyboardInterrupt)
         record |= {"status": "cancelled" if stopped else "failed", "error": " ".join(str(error).split())}
         with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-            _write_record(folder, record)
+            write_record(folder, record)
         raise
-    _write_record(folder, {**record, "status": "done", "metrics": metrics, "seconds": seconds})
-    _sweep(folder)
+    write_record(folder, {**record, "status": "done", "metrics": metrics, "seconds": seconds})
+    sweep(folder)
     return Run.open(folder, task=task)
 
 
@@ -203,6 +214,11 @@ class _Training:
 
         ``validation``: highest accuracy on val, the lower loss among equals, the earlier among those. ``paper``: the
         last epoch; after each tenth of training the test accuracy is read as well.
+
+        Raises
+        ------
+        TrainError
+            If the loss on what it is judged by is no longer finite.
         """
         row: dict[str, Any] = {"epoch": at.epoch, "lr": rate, "train_loss_nats": loss}
         row |= {"val_loss_nats": math.nan, "val_accuracy": math.nan}
@@ -219,6 +235,8 @@ class _Training:
                 found = self._score(model, "test")
                 at.test_seen = max(at.test_seen or 0.0, found.accuracy)
             selected = at.epoch + 1 == last
+        if found is not None and not math.isfinite(found.loss_nats):
+            raise TrainError(f"training diverged: the loss is {found.loss_nats}; lower the learning rate or the scale")
         at.history.append(row)
         if selected:
             assert found is not None
@@ -272,33 +290,7 @@ class _Training:
         return bar
 
 
-def _circumstances(spec: RunSpec, device: torch.device, command: str | None) -> dict[str, Any]:
-    """What the numbers may depend on beside the specification, for the record."""
-    from figures.tables import versions
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
-        "transform": parts.transform(spec).describe(),
-        "versions": versions(),
-        "device": {"name": str(device), "type": device.type, "model": name, "threads": torch.get_num_threads()},
-        "command": command if command is not None else shlex.join(sys.argv),
-    }
-
-
 def _scores(at: states.State) -> str:
     row = at.history[-1]
     seen = "" if math.isnan(row["val_accuracy"]) else f", val accuracy {row['val_accuracy']:.3f}"
     return f"loss {row['train_loss_nats']:.3f}{seen}"
-
-
-def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    from figures.tables import write_text
-
-    write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
-
-
-def _sweep(folder: Path, keep: str | None = None) -> None:
-    """Remove what a killed process left: half-written files, and the position of a finished run."""
-    for path in [*folder.glob(".*.tmp"), folder / RESUME]:
-        if path.name != keep:
-            path.unlink(missing_ok=True)

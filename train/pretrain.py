@@ -78,7 +78,8 @@ def pretrain(data: Path, out: Path, p: Pretraining, device: str = "cpu") -> Path
     Raises
     ------
     TrainError
-        If there are fewer training images than one batch.
+        If there are fewer training images than one batch, train and test differ in their classes, the loss is no longer
+        finite, or the state in ``out`` is of another recipe, data or device.
     """
     import timm
     import torch
@@ -90,7 +91,9 @@ def pretrain(data: Path, out: Path, p: Pretraining, device: str = "cpu") -> Path
     out.mkdir(parents=True, exist_ok=True)
     state_file = out / "resume.pt"
     files, y_train, classes = list_class_folders(data / "train")
-    test_files, y_test, _ = list_class_folders(data / "test")
+    test_files, y_test, test_classes = list_class_folders(data / "test")
+    if classes != test_classes:
+        raise TrainError(f"{data}: expected the same class folders below train and test")
 
     def tensor(found):
         return torch.from_numpy(decode(found, ARCHITECTURE["img_size"])).permute(0, 3, 1, 2).contiguous()
@@ -113,10 +116,16 @@ def pretrain(data: Path, out: Path, p: Pretraining, device: str = "cpu") -> Path
     if steps == 0:
         raise TrainError(f"expected at least one batch of {p.batch_size} images below {data / 'train'}, found {n}")
     total = steps * p.epochs
+    # all but the number of epochs, which may be changed underway and stands on the card
+    made_with = {**asdict(p), "epochs": 0, "images": [n, int(images.sum())], "classes": classes, "device": device}
     first, seconds = 0, 0.0
     schedules: list[list[int]] = []  # [first epoch, epochs of the schedule]: a run may be shortened or lengthened
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
+        if state["made_with"] != made_with:
+            raise TrainError(
+                f"{state_file} was made with another recipe, data or device: give the same, or another --out"
+            )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"].cpu())
@@ -150,6 +159,8 @@ def pretrain(data: Path, out: Path, p: Pretraining, device: str = "cpu") -> Path
             torch.nn.utils.clip_grad_norm_(model.parameters(), p.clip)
             optimizer.step()
             running += loss.item()
+        if not math.isfinite(running):
+            raise TrainError("pretraining diverged: the loss is no longer finite; lower the learning rate")
         seconds += time.perf_counter() - started
         temporary = state_file.with_suffix(".tmp")
         torch.save(
@@ -161,6 +172,7 @@ def pretrain(data: Path, out: Path, p: Pretraining, device: str = "cpu") -> Path
                 "epoch": epoch + 1,
                 "seconds": seconds,
                 "schedules": schedules,
+                "made_with": made_with,
             },
             temporary,
         )

@@ -54,8 +54,8 @@ class Recipe:
                 raise TrainError(f"recipe: expected {name} to be a whole number from {low}, found {value!r}")
         rates = {"lr": self.lr, **{f"lr of {m}": rate for m, rate in self.lr_for}}
         for name, rate in rates.items():
-            if not (math.isfinite(rate) and rate > 0):
-                raise TrainError(f"recipe: expected {name} above 0, found {rate!r}")
+            if not 0 < rate <= 1e6:
+                raise TrainError(f"recipe: expected {name} above 0 and at most 1e6, found {rate!r}")
         for name in ("warmup_lr", "min_lr", "weight_decay", "drop_path"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name == "drop_path" and value >= 1):

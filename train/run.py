@@ -67,16 +67,25 @@ class Run:
             record = json.loads((folder / RECORD).read_text())
         except FileNotFoundError:
             raise TrainError(f"expected a run folder with {RECORD}, found none at {path}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise TrainError(f"{folder / RECORD}: expected JSON, found a damaged file ({error})") from None
         lacking = FIELDS - set(record if isinstance(record, dict) else ())
         if lacking:
             raise TrainError(f"{folder / RECORD}: expected a run's record, found none of {', '.join(sorted(lacking))}")
         if record["schema"] != SCHEMA:
             raise TrainError(f"{folder / RECORD}: expected schema {SCHEMA}, found {record['schema']!r}")
-        if backbone is not None:
-            record["spec"] = {**record["spec"], "backbone": backbone}
-        return cls(path=folder, record=record, given_task=task)
+        run = cls(path=folder, record=record, given_task=task)
+        try:
+            if backbone is not None:
+                record["spec"] = {**record["spec"], "backbone": backbone}
+            whole = isinstance(run.metrics, dict) and isinstance(record["device"], dict)
+            whole = whole and all(map(str, run.classes)) and all(map(str.isalnum, record["fingerprints"].values()))
+            damaged = "" if whole and run.spec else "a field of another kind"
+        except (TypeError, ValueError, AttributeError) as error:
+            damaged = str(error)
+        if damaged:
+            raise TrainError(f"{folder / RECORD}: expected a run's record, found a damaged one ({damaged})")
+        return run
 
     @cached_property
     def spec(self) -> RunSpec:
@@ -152,10 +161,19 @@ class Run:
             from quant.lowbit import read_lowbit
 
             model = bake(model)
-            stored = {t.name: t.dense() for t in read_lowbit(self.path / LOWBIT).tensors}
+            lowbit = read_lowbit(self.path / LOWBIT)
+            found, expected = lowbit.header.get("backbone_hash"), self.record["fingerprints"].get("backbone")
+            if found != expected:
+                raise TrainError(
+                    f"{self.path / LOWBIT}: made for another backbone, {found!r}, than its run's {expected!r}"
+                )
+            stored = {t.name: t.dense() for t in lowbit.tensors}
+            self._check_tensors(stored, model, LOWBIT)
             load_into(model, stored, str(self.path / LOWBIT))
         else:
-            load_into(model, self.trained_state(), str(self.path / TRAINED))
+            state = self.trained_state()
+            self._check_tensors(state, model, TRAINED)
+            load_into(model, state, str(self.path / TRAINED))
         return model.to(place).eval()
 
     def trained_state(self) -> dict[str, torch.Tensor]:
@@ -262,6 +280,22 @@ class Run:
         from train.build import backbone_hash
 
         self.check({"backbone": backbone_hash(self.spec)})
+
+    def _check_tensors(self, stored: dict[str, torch.Tensor], model: nn.Module, file: str) -> None:
+        """Whether a file holds every trained tensor and no other, all of finite values.
+
+        Raises
+        ------
+        TrainError
+            If it does not; the first tensor is named.
+        """
+        wanted = set(get(self.spec.method).trainable(model))
+        for name in sorted(wanted ^ set(stored)):
+            what = "lacks the trained" if name in wanted else "holds the untrained"
+            raise TrainError(f"{self.path / file} {what} tensor {name}: it is not this run's")
+        for name, tensor in stored.items():
+            if not bool(tensor.isfinite().all()):
+                raise TrainError(f"{self.path / file}: {name} has values that are not finite")
 
     def _require_done(self) -> None:
         if self.status != "done":

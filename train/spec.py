@@ -116,13 +116,17 @@ class RunSpec:
         if self.bits == 32 and self.head_bits == 32:
             object.__setattr__(self, "quantizer", "gaussian_l1")
 
+    def without_folders(self) -> dict[str, Any]:
+        """As ``to_dict``, of paths the last part alone: the same data elsewhere are the same run."""
+        paths = {"task": _without_folder(self.task, ":"), "backbone": _without_folder(self.backbone, "@")}
+        return {**self.to_dict(), **paths}
+
     @property
     def hash(self) -> str:
         """Eight hex digits over what is not at its default; of a path the last part: moved data is the same run."""
         from figures.tables import key_of
 
-        plain, default = self.to_dict(), RunSpec(task=self.task).to_dict()
-        plain["task"], plain["backbone"] = _without_folder(self.task, ":"), _without_folder(self.backbone, "@")
+        plain, default = self.without_folders(), RunSpec(task=self.task).to_dict()
         changed = {name: value for name, value in plain.items() if name == "task" or value != default[name]}
         if "recipe" in changed:
             changed["recipe"] = {k: v for k, v in plain["recipe"].items() if v != default["recipe"][k]}

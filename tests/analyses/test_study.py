@@ -44,6 +44,15 @@ def test_the_numbers_of_a_run_do_not_depend_on_the_workers(done, tmp_path):
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_what_workers_measured_is_found_and_not_measured_again(done):
+    """Joined tables hold the rows of the runs' own, made with the one thread of a worker."""
+    joined = read_table(done.out / "tables" / "flatness", "curves").frame
+    own = read_table(done.run("lora", 4, 1) / "tables" / "lines", "curves")
+    assert own.provenance["machine"]["threads"] == own.provenance["settings"]["threads"] == 1
+    rows = joined[joined.run == done.run("lora", 4, 1).name]
+    assert rows.loss_nats.tolist() == own.frame.loss_nats.tolist()
+
+
 def test_claims_come_from_the_tables(done):
     """The effect of claim 4 is the mean difference of the accuracies in the run folders."""
     claims = read_table(done.out / "tables" / "claims", "claims").frame

@@ -181,3 +181,19 @@ def test_progress_writes_to_stderr_or_not_at_all(capsys):
     assert "2/2" in err
     list(progress([1], "points", quiet=True))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("arguments", [["--nope"], ["--quiet", "3"], ["--task"]])
+def test_what_cannot_be_parsed_is_one_line(monkeypatch, capsys, arguments):
+    assert leave(raising(AssertionError()), monkeypatch, *arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert "│" not in said.err
+
+
+@pytest.mark.parametrize("error", [MemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9")])
+def test_too_little_memory_is_one_line(monkeypatch, capsys, error):
+    assert leave(raising(error), monkeypatch) == 2
+    assert capsys.readouterr().err.count("\n") == 1

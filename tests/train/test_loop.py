@@ -22,6 +22,7 @@ import figures.atomic
 import train.loop
 from train import build
 from train import state as states
+from train.build import Score
 from train.errors import TrainError
 from train.loop import fit
 from train.recipe import Recipe
@@ -103,8 +104,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(owner, name, count, after, whole,
     with monkeypatch.context() as patch:
         # a real kill writes no last record either
         die_at(patch, owner, name, count, after)
-        write = train.loop._write_record
-        patch.setattr(train.loop, "_write_record", lambda f, r: write(f, r) if r["status"] == "running" else None)
+        write = train.loop.write_record
+        patch.setattr(train.loop, "write_record", lambda f, r: write(f, r) if r["status"] == "running" else None)
         with pytest.raises(Kill):
             fit(SPEC, task, tmp_path, quiet=True)
     assert json.loads((tmp_path / SPEC.name / "run.json").read_text())["status"] == "running"
@@ -338,3 +339,56 @@ def test_progress_says_how_long(task, tmp_path, capsys):
     assert "2/2" in captured.err
     assert captured.out == ""
     assert isinstance(pd.read_csv(next(tmp_path.iterdir()) / "history.csv"), pd.DataFrame)
+
+
+def test_a_network_that_is_judged_without_a_number_has_diverged(task, tmp_path, monkeypatch):
+    """The last step of an epoch may be the one that diverges: nothing is called done that has no loss."""
+    monkeypatch.setattr(train.loop, "score", lambda *_: Score(loss_nats=math.nan, accuracy=0.1, logits_sha256=""))
+    with pytest.raises(TrainError, match="training diverged"):
+        fit(SPEC, task, tmp_path, quiet=True)
+    assert json.loads((tmp_path / SPEC.name / "run.json").read_text())["status"] == "failed"
+
+
+def test_two_processes_do_not_train_one_run(task, tmp_path):
+    from train.folder import alone
+
+    with alone(tmp_path / SPEC.name), pytest.raises(TrainError, match="another process is training this run"):
+        fit(SPEC, task, tmp_path, quiet=True)
+    assert fit(SPEC, task, tmp_path, quiet=True).status == "done"
+
+
+@pytest.mark.parametrize(("what", "change"), [("versions", {"torch": "0.0"}), ("threads", {"threads": 64})])
+def test_a_run_goes_on_only_as_it_was_begun(task, tmp_path, monkeypatch, what, change):
+    """NUMERICS rule 27: other versions or threads would end elsewhere; the position is kept."""
+    monkeypatch.setattr(states, "save", raising_after(states.save, calls=1))
+    with pytest.raises(Kill):
+        fit(SPEC, task, tmp_path, quiet=True)
+    monkeypatch.undo()
+    path = tmp_path / SPEC.name / "run.json"
+    record = json.loads(path.read_text())
+    record["versions" if what == "versions" else "device"] |= change
+    path.write_text(json.dumps(record))
+    with pytest.raises(TrainError, match=f"begun with {what}"):
+        fit(SPEC, task, tmp_path, quiet=True)
+    assert (tmp_path / SPEC.name / "resume.safetensors").exists()
+
+
+def raising_after(function, calls: int):
+    """The function, followed by the death of the process at the given call."""
+    left = [calls]
+
+    def wrapped(*args, **kwargs):
+        result = function(*args, **kwargs)
+        left[0] -= 1
+        if left[0] == 0:
+            raise Kill
+        return result
+
+    return wrapped
+
+
+def test_statistics_that_runs_do_not_keep_are_refused(task, tmp_path):
+    with pytest.raises(TrainError, match="running statistics"):
+        fit(
+            replace(SPEC, backbone="random:resnet10t", method="full", bits=32, head_bits=32), task, tmp_path, quiet=True
+        )

@@ -276,3 +276,47 @@ def test_help_is_quick_and_loads_no_torch():
     assert done.returncode == 0, done.stderr
     for option in ("--method", "--dim", "--scale", "--bits", "--quantizer", "--head-bits", "--backbone", "--protocol"):
         assert option in done.stdout
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"spec": None},
+        {"metrics": [1]},
+        {"fingerprints": None},
+        {"classes": 5},
+        {"device": "cpu"},
+        {"spec": {"task": 5}},
+        {"spec": {"task": "digits", "scale": "x"}},
+        {"spec": {"task": "digits", "recipe": None}},
+    ],
+)
+def test_a_record_of_other_kinds_is_one_line(copied, damage):
+    path = copied / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(TrainError, match=r"run\.json") as caught:
+        Run.open(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_lacks_trained_tensors_is_refused(copied):
+    """Missing adapters would stay at their initial values, and all that is measured would be wrong."""
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(copied / "trained.safetensors")
+    save_file({k: v for k, v in state.items() if k.startswith("head.")}, copied / "trained.safetensors")
+    with pytest.raises(TrainError, match="lacks the trained tensor"):
+        Run.open(copied).model("latent")
+    save_file({k: v * math.nan for k, v in state.items()}, copied / "trained.safetensors")
+    with pytest.raises(TrainError, match="not finite"):
+        Run.open(copied).model("latent")
+
+
+def test_a_packed_file_of_another_backbone_is_refused(copied):
+    from quant.lowbit import Lowbit, write_lowbit
+
+    path = copied / "adapter.lowbit"
+    whole = read_lowbit(path)
+    write_lowbit(path, Lowbit(header={**whole.header, "backbone_hash": "0" * 64}, tensors=whole.tensors))
+    with pytest.raises(TrainError, match="another backbone"):
+        Run.open(copied).model()

@@ -41,7 +41,9 @@ def read(argument: str, *, size: int | None = None, seed: int = 0) -> Source:
         images[part] = _images(arrays[f"{prefix}images"], size, f"{path}: {prefix}images")
         labels[part] = _labels(arrays[f"{prefix}labels"], len(images[part]), f"{path}: {prefix}labels")
         if size is None and images[part].shape[1:] != images["train"].shape[1:]:
-            raise TrainError(f"{path}: {part} and train have images of different sizes; give a size (--size)")
+            raise TrainError(
+                f"{path}: {part} and train have images of different sizes; give a size, --img-size in training"
+            )
     classes = np.unique(labels["train"])
     for part, values in labels.items():
         foreign = np.setdiff1d(values, classes)
@@ -76,7 +78,7 @@ def _images(images: np.ndarray, size: int | None, where: str) -> np.ndarray:
         raise TrainError(f"{where}: there are no images or no pixels, shape {shape}")
     height, width = shape[1:3]
     if size is None and height != width:
-        raise TrainError(f"{where}: {width}x{height} pixels, not square; give a size (--size)")
+        raise TrainError(f"{where}: {width}x{height} pixels, not square; give a size, --img-size in training")
     return images
 
 
