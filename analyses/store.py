@@ -6,11 +6,11 @@ import datetime
 import shlex
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import pandas as pd
 
@@ -33,7 +33,7 @@ def cached(folder: Path, settings: dict[str, Any], compute: Callable[[], tuple[T
         tables, facts = compute()
         provenance = {
             **facts, "key": key, **identity, "machine": machine(),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "command": shlex.join(sys.argv),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "seconds": round(time.perf_counter() - started, 3),
         }  # fmt: skip
         write_tables(folder, tables, provenance)
