@@ -32,10 +32,14 @@ def cached(folder: Path, settings: dict[str, Any], compute: Callable[[], tuple[T
         started = time.perf_counter()
         tables, facts = compute()
         provenance = {
-            **facts, "key": key, **identity, "machine": machine(),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            **facts,
+            "key": key,
+            **identity,
+            "machine": machine(),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "seconds": round(time.perf_counter() - started, 3),
-        }  # fmt: skip
+        }
         write_tables(folder, tables, provenance)
     return {name: table.frame for name, table in read_tables(folder).items()}
 
