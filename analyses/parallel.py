@@ -27,12 +27,13 @@ def each(
     """Results of ``function`` in the order of the items; ``on_done`` hears of each item as it ends.
 
     ``function`` and the items are sent to fresh processes, so they are plain data and a function of a module. The first
-    exception ends the work (what runs is finished, what waits is dropped) and is raised here.
+    exception ends the work, what runs in other workers too (it is resumable), and is raised here.
     """
     items = list(items)
     if not items:
         return []
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(workers, len(items)), mp_context=context, initializer=_one_thread) as pool:
         jobs = {pool.submit(function, item): item for item in items}
         try:
@@ -42,6 +43,8 @@ def each(
                     on_done(jobs[job])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
             raise
     return [job.result() for job in jobs]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import operator
+import time
 
 import pytest
 
@@ -14,8 +15,20 @@ def test_results_come_in_the_order_of_the_items():
 
 
 def test_the_first_error_ends_the_work():
+    """Also what other workers are at: a command that failed does not run on for hours."""
+    started = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        each(slow_or_wrong, [60.0, 0.0], workers=2)
+    assert time.monotonic() - started < 50
     with pytest.raises(ZeroDivisionError):
         each(divmod_by, [0, 1], workers=1)
+
+
+def slow_or_wrong(seconds: float) -> float:
+    if not seconds:
+        return 1 / seconds
+    time.sleep(seconds)
+    return seconds
 
 
 def divmod_by(x: int) -> tuple[int, int]:
