@@ -155,15 +155,37 @@ class Objective:
 
     def _forward(self) -> Evaluation:
         outputs, losses = [], []
-        for start in range(0, self.n, self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            logits = _logits(self._call(rows))
-            if logits.shape[0] != len(self.targets[rows]):
-                raise LandscapeError(f"expected logits ({len(self.targets[rows])}, ...), found {tuple(logits.shape)}")
+        for rows in self.batches():
+            logits = self.logits(rows).detach()
             outputs.append(logits)
             if self.loss is not None:
                 losses.append(self._per_sample(logits, self.targets[rows].to(logits.device)))
         return self._evaluation(torch.cat(outputs), torch.cat(losses) if losses else None)
+
+    def batches(self) -> list[slice]:
+        """Rows of each batch, in order; the last one may be shorter."""
+        return [slice(i, min(i + self.batch_size, self.n)) for i in range(0, self.n, self.batch_size)]
+
+    def logits(self, rows: slice) -> Tensor:
+        """The model's output for some rows, float32 or better, with its graph where gradients are enabled.
+
+        Raises
+        ------
+        LandscapeError
+            If that is no tensor with a row for each sample.
+        """
+        logits = _logits(self._call(rows))
+        if logits.shape[0] != rows.stop - rows.start:
+            raise LandscapeError(f"expected logits ({rows.stop - rows.start}, ...), found {tuple(logits.shape)}")
+        return logits
+
+    def losses(self, logits: Tensor, rows: slice) -> Tensor:
+        """Loss of each of the rows, (n,), differentiable in the logits; float64 for the default loss."""
+        targets = self.targets[rows].to(logits.device)
+        if self.loss is not None:
+            return self._per_sample(logits, targets)
+        log_probs = _log_probs(logits)
+        return _cross_entropy(log_probs, targets.to(log_probs.device))
 
     def _call(self, rows: slice) -> Any:
         batch = {name: x[rows].to(self.device, non_blocking=True) for name, x in self._inputs.items()}
@@ -190,8 +212,7 @@ class Objective:
             raise LandscapeError(f"the default loss expects logits (N, C), found {tuple(logits.shape)}; give loss=")
         hit = log_probs = None
         if scores:
-            # Apple's devices have no float64.
-            log_probs = (logits.cpu() if logits.device.type == "mps" else logits).double().log_softmax(dim=1)
+            log_probs = _log_probs(logits)
         if scores and indices:
             targets = targets.long()
             hit = logits.argmax(dim=1) == targets
@@ -230,6 +251,11 @@ class Objective:
         return "not found in the first samples"
 
 
+def _log_probs(logits: Tensor) -> Tensor:
+    # Apple's devices have no float64.
+    return (logits.cpu() if logits.device.type == "mps" else logits).double().log_softmax(dim=1)
+
+
 def _cross_entropy(log_probs: Tensor, targets: Tensor) -> Tensor:
     # Per sample, for class indices (N,) or class probabilities (N, C).
     classes = log_probs.shape[1]
@@ -255,7 +281,7 @@ def _logits(output: Any) -> Tensor:
         output = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if not isinstance(output, Tensor) or output.ndim == 0:
         raise LandscapeError("expected the model to return logits, or something with `logits`; wrap it in a module")
-    return output.detach() if output.dtype in (torch.float32, torch.float64) else output.detach().float()
+    return output if output.dtype in (torch.float32, torch.float64) else output.float()
 
 
 def _check_rows(tensors: Mapping[str, Any]) -> None:

@@ -79,6 +79,9 @@ class Space:
         How directions in this space are normalised.
     head
         Label of the tables' column of that name: whether the classification head is among the tensors.
+    weights
+        What a quantised model's tensors are (NUMERICS 13): ``values``, dequantised and moving freely, or
+        ``requantised``, latent and quantised again after every move, so that the loss is a staircase.
 
     Raises
     ------
@@ -94,8 +97,9 @@ class Space:
         kind: str = "factors",
         policy: Policy = Policy(),
         head: bool = False,
+        weights: Literal["values", "requantised"] = "values",
     ) -> None:
-        self.model, self.kind, self.policy, self.head = model, kind, policy, head
+        self.model, self.kind, self.policy, self.head, self.weights = model, kind, policy, head, weights
         self.parameters: dict[str, nn.Parameter] = _resolve(model, names)
         self.names: tuple[str, ...] = tuple(self.parameters)
         self.roles: dict[str, Role] = {name: _role(model, name, p) for name, p in self.parameters.items()}

@@ -267,7 +267,7 @@ def _provenance(
             "k": space.k,
             "share": space.share,
         },
-        "mode": {"eval": True, "batch_norm": "freeze", "weights": "values"},
+        "mode": {"eval": True, "batch_norm": "freeze", "weights": space.weights},
         "objectives": {
             split: {
                 "fingerprint": o.fingerprint,

@@ -1,0 +1,75 @@
+"""The gradient of an objective with respect to the tensors of a space, at the weights that the model has now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from landscape.errors import LandscapeError
+from landscape.guard import eval_mode, random_states
+from landscape.objective import Objective
+from landscape.space import Space
+
+
+@contextmanager
+def differentiable(space: Space, *, twice: bool = False) -> Iterator[list[torch.nn.Parameter]]:
+    """The space's parameters as the only ones that require gradients, in eval mode; all is put back afterwards.
+
+    Parameters
+    ----------
+    space
+        Whose parameters are differentiated.
+    twice
+        Whether second derivatives are taken: fused attention kernels have none, so the plain one is chosen.
+
+    Yields
+    ------
+    list of Parameter
+        In the order of ``space.names``.
+    """
+    mine = {id(p) for p in space.parameters.values()}
+    changed = [p for p in space.model.parameters() if p.requires_grad != (id(p) in mine)]
+    for p in changed:
+        p.requires_grad_(not p.requires_grad)
+    try:
+        with random_states(space.model), eval_mode(space.model), torch.enable_grad():
+            if twice:
+                with sdpa_kernel(SDPBackend.MATH):
+                    yield list(space.parameters.values())
+            else:
+                yield list(space.parameters.values())
+    finally:
+        for p in changed:
+            p.requires_grad_(not p.requires_grad)
+
+
+def gradient(objective: Objective, space: Space, rows: slice | None = None) -> tuple[float, dict[str, Tensor]]:
+    """Mean loss over the rows (default: all) and its gradient, name -> tensor of the parameter's shape and dtype.
+
+    A tensor that the loss does not use has a zero gradient. ``.grad`` of the parameters is not touched.
+
+    Raises
+    ------
+    LandscapeError
+        If the objective is on another model, or the loss does not depend on the model through differentiable steps.
+    """
+    if objective.model is not space.model:
+        raise LandscapeError("expected the objective on the model of the space, found another model")
+    rows = rows or slice(0, objective.n)
+    count, total = rows.stop - rows.start, 0.0
+    sums = {name: torch.zeros_like(p) for name, p in space.parameters.items()}
+    with differentiable(space) as parameters:
+        for start in range(rows.start, rows.stop, objective.batch_size):
+            batch = slice(start, min(start + objective.batch_size, rows.stop))
+            loss = objective.losses(objective.logits(batch), batch).sum() / count
+            if loss.grad_fn is None:
+                raise LandscapeError("the loss does not depend on the space's tensors through differentiable steps")
+            total += float(loss.detach())
+            for name, g in zip(space.names, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+                if g is not None:
+                    sums[name] += g
+    return total, sums
