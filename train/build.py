@@ -71,14 +71,15 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 def build(spec: RunSpec, classes: int) -> nn.Module:
-    """The network at its initial values, what is not trained frozen; in training mode, on the processor.
+    """The network at its initial values, what is not trained frozen; in its method's training mode, on the processor.
 
     The same specification gives the same bits. Backbone and head are drawn before the adapter, so that methods
     compared at one seed share them.
     """
+    method = get(spec.method)
     with seeded(stream(spec.seed, INITIAL)):
         model = backbones.create(spec.backbone, classes, img_size=spec.img_size, drop_path=spec.recipe.drop_path)
-        get(spec.method).apply(
+        method.apply(
             model,
             dim=spec.dim,
             bits=spec.bits,
@@ -86,18 +87,8 @@ def build(spec: RunSpec, classes: int) -> nn.Module:
             scale=spec.scale,
             head_bits=spec.head_bits,
         )
-    _refuse_running_statistics(model, spec)
-    return model.train()
-
-
-def _refuse_running_statistics(model: nn.Module, spec: RunSpec) -> None:
-    # A run keeps parameters; statistics that training changes beside them would be lost with it.
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-            raise TrainError(
-                f"{spec.backbone}: expected a network without running statistics, which runs do not keep, found the "
-                f"{type(module).__name__} {name}"
-            )
+    method.train(model)
+    return model
 
 
 def backbone_hash(spec: RunSpec) -> str:
@@ -121,23 +112,25 @@ def load_task(spec: RunSpec, size: int | None = None) -> Task:
     return load(spec.task, train_size=spec.train_size, test_size=spec.test_size, data_seed=spec.data_seed, size=size)
 
 
-def load_into(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    """Copy tensors into a model by name.
+def load_into(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: str, *, whole: bool = False) -> None:
+    """Copy tensors, running statistics among them, into a model by name; ``whole``: every one that it stores.
 
     Raises
     ------
     TrainError
-        If the model has no tensor of a name, or one of another shape; ``where`` names the file.
+        If the model has no tensor of a name, one of another shape, or one that is missing; ``where`` names the file.
     """
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            if name not in own:
-                raise TrainError(f"{where}: the network has no tensor named {name}")
-            if own[name].shape != tensor.shape:
-                expected, found = tuple(own[name].shape), tuple(tensor.shape)
-                raise TrainError(f"{where}: expected {name} of shape {expected}, found {found}")
-            own[name].copy_(tensor)
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors] if whole else []
+    if missing:
+        raise TrainError(f"{where}: expected a tensor named {missing[0]}, which the network has, found none")
+    for name, tensor in tensors.items():
+        if name not in own:
+            raise TrainError(f"{where}: the network has no tensor named {name}")
+        if own[name].shape != tensor.shape:
+            expected, found = tuple(own[name].shape), tuple(tensor.shape)
+            raise TrainError(f"{where}: expected {name} of shape {expected}, found {found}")
+        own[name].copy_(tensor)
 
 
 def transform(spec: RunSpec) -> Transform:
@@ -178,15 +171,16 @@ def tensors(spec: RunSpec, task: Task, split: str, cache: Cache | None = None) -
 
 
 def predict(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Logits (N, C), float32 on the processor, in eval mode and without gradients; the mode is as before afterwards."""
+    """Logits (N, C), float32 on the processor, in eval mode and without gradients; modes are as before afterwards."""
     device = next(model.parameters()).device
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
             parts = [model(x.to(device)).float().cpu() for x in inputs.split(EVAL_BATCH)]
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
     return torch.cat(parts)
 
 

@@ -24,34 +24,35 @@ def write_weights(folder: Path, model: nn.Module, names: list[str], record: Mapp
 
     from figures.tables import write_bytes
 
-    own = dict(model.named_parameters())
-    write_bytes(folder / TRAINED, save({name: own[name].detach().cpu().contiguous() for name in names}))
+    own = model.state_dict()
+    write_bytes(folder / TRAINED, save({name: own[name].cpu().contiguous() for name in names}))
     if not get(record["spec"]["method"]).whole:
         # grids are fitted where training fitted them: another device may round means and deviations otherwise
-        tensors = [_stored(model, name, own[name].detach()) for name in names]
+        tensors = [_stored(model, name, own[name]) for name in names]
         write_lowbit(folder / LOWBIT, Lowbit(header=_header(record), tensors=tensors))
 
 
-def sizes(folder: Path, head: list[str]) -> dict[str, int]:
+def sizes(folder: Path, *, trained: list[str], head: list[str]) -> dict[str, int]:
     """Bytes of adapter and head within the file that would be shipped, that file's bytes, and trained numbers.
 
-    ``head`` holds the names of the head's tensors.
+    ``trained`` and ``head`` hold the names of the trained tensors and of the head's; running statistics are in neither,
+    yet in the bytes.
     """
     from safetensors import safe_open
 
     path = folder / LOWBIT
     with safe_open(folder / TRAINED, framework="np") as file:
-        numbers = {name: _count(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     if path.exists():
         of = read_lowbit(path).sizes()
     else:
-        path, of = folder / TRAINED, {name: 4 * count for name, count in numbers.items()}
+        path, of = folder / TRAINED, {name: tensor.nbytes for name, tensor in stored.items()}
     head_bytes = sum(of.get(name, 0) for name in head)
     return {
         "adapter_bytes": sum(of.values()) - head_bytes,
         "head_bytes": head_bytes,
         "file_bytes": path.stat().st_size,
-        "trained_parameters": sum(numbers.values()),
+        "trained_parameters": sum(stored[name].size for name in trained),
     }
 
 
@@ -71,7 +72,3 @@ def _stored(model: nn.Module, name: str, latent: torch.Tensor) -> LowbitTensor:
     if isinstance(layer, QuantLinear) and kind == "weight":
         return LowbitTensor.quantised(name, latent, quantizer=layer.quantizer, bits=layer.bits)
     return LowbitTensor.plain(name, latent)
-
-
-def _count(shape: list[int]) -> int:
-    return int(torch.Size(shape).numel())

@@ -145,10 +145,12 @@ class _Training:
                 f"found {len(inputs)}: raise train_size"
             )
         model = parts.build(spec, len(self.task.classes)).to(self.device)
-        own = dict(model.named_parameters())
-        weights = {name: own[name] for name in get(spec.method).trainable(model)}
+        method, own = get(spec.method), model.state_dict(keep_vars=True)
+        weights = {name: own[name] for name in method.kept(model)}
         optimizer = torch.optim.AdamW(
-            list(weights.values()), lr=recipe.base_lr(spec.method), weight_decay=recipe.weight_decay
+            [own[name] for name in method.trainable(model)],
+            lr=recipe.base_lr(spec.method),
+            weight_decay=recipe.weight_decay,
         )
         order = torch.Generator().manual_seed(stream(spec.seed, "order"))
         at = states.State()
@@ -189,7 +191,7 @@ class _Training:
         TrainError
             If the loss is no longer finite.
         """
-        model.train()
+        get(self.spec.method).train(model)
         batch = self.spec.recipe.batch_size
         steps = len(order) // batch
         total = torch.zeros((), dtype=torch.float64, device="cpu" if self.device.type == "mps" else self.device)
@@ -280,7 +282,8 @@ class _Training:
         if self.spec.protocol == "paper":
             metrics["best_test_accuracy_seen"] = at.test_seen
         metrics["selected_epoch"] = at.best["epoch"]
-        return {**metrics, **sizes(self.folder, head_names(model))}
+        trained = get(self.spec.method).trainable(model)
+        return {**metrics, **sizes(self.folder, trained=trained, head=head_names(model))}
 
     def _bar(self, total: int, done: int) -> Any:
         from figures.command import progress

@@ -177,7 +177,7 @@ class Run:
         return model.to(place).eval()
 
     def trained_state(self) -> dict[str, torch.Tensor]:
-        """The trained tensors by name: latent weights and head, or the whole network after full fine-tuning.
+        """The trained tensors by name: latent weights and head, or the whole network with its running statistics.
 
         Raises
         ------
@@ -200,8 +200,8 @@ class Run:
 
         self._check_backbone()
         model = build(self.spec, len(self.classes))
-        own = dict(model.named_parameters())
-        return {name: own[name].detach().clone() for name in get(self.spec.method).trainable(model)}
+        own = model.state_dict()
+        return {name: own[name].clone() for name in get(self.spec.method).kept(model)}
 
     def verify(self, split: str = "val") -> bool:
         """Whether the network built from disk gives bit for bit the logits (val or test) of the end of training.
@@ -289,7 +289,7 @@ class Run:
         TrainError
             If it does not; the first tensor is named.
         """
-        wanted = set(get(self.spec.method).trainable(model))
+        wanted = set(get(self.spec.method).kept(model))
         for name in sorted(wanted ^ set(stored)):
             what = "lacks the trained" if name in wanted else "holds the untrained"
             raise TrainError(f"{self.path / file} {what} tensor {name}: it is not this run's")

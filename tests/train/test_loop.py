@@ -7,9 +7,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kills import Kill, die_at
 
 import figures.atomic
 import train.loop
+from analyses.parallel import context
 from train import build
 from train import state as states
 from train.build import Score
@@ -29,7 +28,6 @@ from train.recipe import Recipe
 from train.spec import RunSpec
 from train.tasks import load
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Recipe(epochs=3, batch_size=16, lr=1e-2, warmup_epochs=1, drop_path=0.2)
 SPEC = RunSpec(
     task="digits",
@@ -55,10 +53,6 @@ def whole(task, tmp_path_factory):
     return fit(SPEC, task, tmp_path_factory.mktemp("whole"), quiet=True)
 
 
-class Kill(BaseException):
-    """Stands for a death of the process: nothing catches it by accident."""
-
-
 def contents(run):
     """Everything of a finished run that must not depend on how it came about."""
     record = json.loads((run.path / "run.json").read_text())
@@ -70,22 +64,6 @@ def contents(run):
         record["status"],
         run.history.drop(columns="seconds").to_csv(),
     )
-
-
-def die_at(monkeypatch, owner, name, count, after=False):
-    """The ``count``-th call of ``owner.name`` kills; with ``after`` when it has done its work."""
-    original, calls = getattr(owner, name), [0]
-
-    def counted(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == count and not after:
-            raise Kill
-        result = original(*args, **kwargs)
-        if calls[0] == count:
-            raise Kill
-        return result
-
-    monkeypatch.setattr(owner, name, counted)
 
 
 @pytest.mark.parametrize(
@@ -115,28 +93,32 @@ def test_a_killed_run_goes_on_to_the_same_bits(owner, name, count, after, whole,
 
 def test_kill_9_in_another_process(whole, task, tmp_path):
     """NUMERICS rule 27: the process is gone in the middle of its second epoch, half a file beside the run."""
-    script = f"""
-        import os, signal, sys, torch
-        sys.path.insert(0, {str(ROOT)!r})
-        torch.set_num_threads({torch.get_num_threads()})
-        from train.loop import fit
-        from train.spec import RunSpec
-        from train.build import load_task
-        spec = RunSpec.from_json(sys.argv[1])
-        step, calls = torch.optim.AdamW.step, [0]
-        def dying(self, *args):
-            calls[0] += 1
-            if calls[0] == 4:
-                open(os.path.join(sys.argv[2], spec.name, ".resume.safetensors.1.tmp"), "wb").write(b"half")
-                os.kill(os.getpid(), signal.SIGKILL)
-            return step(self, *args)
-        torch.optim.AdamW.step = dying
-        fit(spec, load_task(spec), sys.argv[2], quiet=True)
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script), SPEC.to_json(), str(tmp_path)]
-    assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
+    process = context().Process(target=dying, args=(SPEC.to_json(), tmp_path, torch.get_num_threads()))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     assert (tmp_path / SPEC.name / "resume.safetensors").exists()
+    assert (tmp_path / SPEC.name / HALF).exists()
     assert contents(fit(SPEC, task, tmp_path, quiet=True)) == contents(whole)
+
+
+HALF = ".resume.safetensors.1.tmp"
+
+
+def dying(spec: str, out: Path, threads: int) -> None:
+    """Train until the fourth step, then be gone."""
+    torch.set_num_threads(threads)
+    run, calls, step = RunSpec.from_json(spec), [0], torch.optim.AdamW.step
+
+    def fourth(*args):
+        calls[0] += 1
+        if calls[0] == 4:
+            (out / run.name / HALF).write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*args)
+
+    torch.optim.AdamW.step = fourth
+    fit(run, build.load_task(run), out, quiet=True)
 
 
 def test_full_fine_tuning_resumes_too_and_has_no_lowbit_file(task, tmp_path, monkeypatch):
@@ -189,7 +171,9 @@ def test_the_epoch_is_chosen_on_val_and_the_test_set_is_read_once_at_the_end(tas
     assert list(history) == ["epoch", "lr", "train_loss_nats", "val_loss_nats", "val_accuracy", "seconds"]
 
 
-def test_the_papers_protocol_trains_on_val_too_and_keeps_what_it_saw_of_the_test_set(task, tmp_path, monkeypatch):
+def test_the_papers_protocol_trains_on_val_too_and_keeps_what_it_saw_of_the_test_set(
+    whole, task, tmp_path, monkeypatch
+):
     sizes = []
     original = torch.randperm
     monkeypatch.setattr(torch, "randperm", lambda n, **k: sizes.append(n) or original(n, **k))
@@ -206,7 +190,7 @@ def test_the_papers_protocol_trains_on_val_too_and_keeps_what_it_saw_of_the_test
     assert run.metrics["selected_epoch"] == 11
     assert run.metrics["val_accuracy"] is None
     assert run.history["val_accuracy"].isna().all()
-    assert "best_test_accuracy_seen" not in fit(SPEC, task, tmp_path, quiet=True).metrics
+    assert "best_test_accuracy_seen" not in whole.metrics
 
 
 def test_one_epoch_is_adamw_over_whole_batches_written_out(task, tmp_path):
@@ -360,7 +344,7 @@ def test_two_processes_do_not_train_one_run(task, tmp_path):
 @pytest.mark.parametrize(("what", "change"), [("versions", {"torch": "0.0"}), ("threads", {"threads": 64})])
 def test_a_run_goes_on_only_as_it_was_begun(task, tmp_path, monkeypatch, what, change):
     """NUMERICS rule 27: other versions or threads would end elsewhere; the position is kept."""
-    monkeypatch.setattr(states, "save", raising_after(states.save, calls=1))
+    die_at(monkeypatch, states, "save", 1, after=True)
     with pytest.raises(Kill):
         fit(SPEC, task, tmp_path, quiet=True)
     monkeypatch.undo()
@@ -371,24 +355,3 @@ def test_a_run_goes_on_only_as_it_was_begun(task, tmp_path, monkeypatch, what, c
     with pytest.raises(TrainError, match=f"begun with {what}"):
         fit(SPEC, task, tmp_path, quiet=True)
     assert (tmp_path / SPEC.name / "resume.safetensors").exists()
-
-
-def raising_after(function, calls: int):
-    """The function, followed by the death of the process at the given call."""
-    left = [calls]
-
-    def wrapped(*args, **kwargs):
-        result = function(*args, **kwargs)
-        left[0] -= 1
-        if left[0] == 0:
-            raise Kill
-        return result
-
-    return wrapped
-
-
-def test_statistics_that_runs_do_not_keep_are_refused(task, tmp_path):
-    with pytest.raises(TrainError, match="running statistics"):
-        fit(
-            replace(SPEC, backbone="random:resnet10t", method="full", bits=32, head_bits=32), task, tmp_path, quiet=True
-        )

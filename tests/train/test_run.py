@@ -7,13 +7,13 @@ import math
 import shutil
 import subprocess
 import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from analyses.parallel import context
 from quant.fake import QuantLinear
 from quant.lowbit import read_lowbit
 from train import build
@@ -34,6 +34,8 @@ SPECS = {
     "adaptformer1": replace(BASE, bits=1, head_bits=1, quantizer="released", protocol="paper"),
     "full": replace(BASE, method="full"),
     "linear": replace(BASE, method="linear"),
+    "batchnorm": replace(BASE, method="full", backbone="random:test_efficientnet"),
+    "batchnorm_probe": replace(BASE, method="linear", backbone="random:test_efficientnet"),
 }
 
 
@@ -57,24 +59,11 @@ def copied(run, tmp_path):
 
 def test_a_new_process_gives_the_same_bits(runs, tmp_path):
     """NUMERICS rule 26: logits in a new process are those at the end of training, at every bit-width."""
-    script = f"""
-        import sys, torch
-        sys.path.insert(0, {str(ROOT)!r})
-        torch.set_num_threads({torch.get_num_threads()})
-        from train.run import Run
-        logits = {{}}
-        for path in sys.argv[2:]:
-            run = Run.open(path)
-            inputs, _ = run.tensors("test")
-            with torch.inference_mode():
-                for weights in ("deployed", "latent"):
-                    logits[path + weights] = run.model(weights)(inputs)
-        torch.save(logits, sys.argv[1])
-    """
     paths = [str(run.path) for run in runs.values()]
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "x.pt"), *paths], check=True, timeout=200
-    )
+    process = context().Process(target=predict_all, args=(paths, tmp_path / "x.pt", torch.get_num_threads()))
+    process.start()
+    process.join(200)
+    assert process.exitcode == 0
     logits = torch.load(tmp_path / "x.pt", weights_only=True)
     for run in runs.values():
         digest = run.metrics["test_logits_sha256"]
@@ -85,6 +74,19 @@ def test_a_new_process_gives_the_same_bits(runs, tmp_path):
             assert build.score(there, labels).logits_sha256 == digest, "bit-equal to those at the end of training"
     assert runs["lora1"].verify("test")
     assert runs["lora1"].verify("val")
+
+
+def predict_all(paths: list[str], out: Path, threads: int) -> None:
+    """Logits of the test images of runs, saved by the path of the run and the kind of weights."""
+    torch.set_num_threads(threads)
+    logits = {}
+    for path in paths:
+        run = Run.open(path)
+        inputs, _ = run.tensors("test")
+        with torch.inference_mode():
+            for weights in ("deployed", "latent"):
+                logits[path + weights] = run.model(weights)(inputs)
+    torch.save(logits, out)
 
 
 def test_verify_sees_a_change(copied):

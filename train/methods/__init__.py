@@ -96,6 +96,20 @@ class Method:
         adapter = {*self.adapter_names(model), *head_names(model)}
         return [name for name in names if name in adapter]
 
+    def kept(self, model: nn.Module) -> list[str]:
+        """Names of the tensors that a run keeps: the trained ones and, of a whole network, its running statistics."""
+        return self.trainable(model) + (statistic_names(model) if self.whole else [])
+
+    def train(self, model: nn.Module) -> None:
+        """Put ``model`` into training mode, but where its backbone is frozen not the layers with running statistics.
+
+        Their statistics would move with every batch, and a run that trains no whole network does not keep them.
+        """
+        model.train()
+        if not self.whole:
+            for name in statistic_names(model):
+                model.get_submodule(name.rpartition(".")[0]).training = False
+
     def merge(self, model: nn.Module) -> nn.Module:
         """Copy of ``model`` as a plain network, the trained change folded into its dense matrices.
 
@@ -108,6 +122,16 @@ class Method:
         assert self.fold is not None
         self.fold(merged)
         return merged
+
+    def balanced(self, model: nn.Module) -> nn.Module:
+        """Copy of ``model`` with its factors in the balanced gauge, which any pair of the same product shares.
+
+        A ``TrainError`` where the method has no merged form, or its factors are stored in low bits.
+        """
+        self._require_linear()
+        from train.methods import _gauge
+
+        return _gauge.balanced(model)
 
     def merged_names(self, model: nn.Module) -> list[str]:
         """Names of the dense matrices that the trained change is folded into.
@@ -133,6 +157,12 @@ def head_names(model: nn.Module) -> list[str]:
     heads = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
     prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     return [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
+
+
+def statistic_names(model: nn.Module) -> list[str]:
+    """Names of what a model stores beside its parameters: the running statistics of BatchNorm and their counters."""
+    stored = model.state_dict()
+    return [name for name, _ in model.named_buffers() if name in stored]
 
 
 def names() -> list[str]:

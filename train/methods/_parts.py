@@ -64,12 +64,13 @@ def blocks(model: nn.Module) -> list[Block]:
     TrainError
         If there are none, or one is not timm's standard ``Block``.
     """
-    found = getattr(model, "blocks", None)
+    found, name = getattr(model, "blocks", None), type(model).__name__
+    others = "methods for other networks: full, linear"
     if found is None or len(found) == 0:
-        raise TrainError(f"expected a timm vision transformer made of Block, found {type(model).__name__}")
+        raise TrainError(f"expected a timm vision transformer made of Block, found {name}; {others}")
     for i, block in enumerate(found):
         if type(block) is not Block:
             raise TrainError(
-                f"expected timm's standard Block, found {type(block).__name__} as blocks.{i} of {type(model).__name__}"
+                f"expected timm's standard Block, found {type(block).__name__} as blocks.{i} of {name}; {others}"
             )
     return list(found)
