@@ -29,10 +29,10 @@ class Estimate:
     measure
         Its name, such as ``average_sharpness``.
     value, unit
-        ``nats``, ``1`` (a pure number), ``alpha``; inf and NaN are values.
+        ``nats``, ``%``, ``1`` (a pure number), ``alpha``, ``log alpha``; inf and NaN are values.
     se
         Standard error; NaN where the number has none. ``error_over`` says over what: ``samples``, ``directions``,
-        ``probes``, ``restarts``.
+        ``probes``, ``groups``, ``rays``.
     status
         One of :data:`MEANING`.
     residual
