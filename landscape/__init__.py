@@ -18,6 +18,7 @@ _EXPORTS = {
     "between": "directions",
     "cosine": "directions",
     "draw": "directions",
+    "from_tensors": "directions",
     "orthogonal_pair": "directions",
     "Curve": "surface",
     "Surface": "surface",
@@ -26,6 +27,13 @@ _EXPORTS = {
     "plane": "surface",
     "reach": "radius",
     "rise_at": "radius",
+    "Connection": "connectivity",
+    "bezier_curve": "bezier",
+    "interpolate": "connectivity",
+    "plane_through": "connectivity",
+    "Trajectory": "trajectory",
+    "principal": "trajectory",
+    "project": "trajectory",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -37,7 +37,7 @@ class Direction:
     seed
         Of the noise; None for a direction between two points.
     normalisation
-        ``filter``, ``layer``, ``element``, or ``between``.
+        ``filter``, ``layer``, ``element``, ``between``, or the label of a direction computed elsewhere.
     policy
         The space's policy for what has no rows.
     flags
@@ -112,30 +112,19 @@ def draw(space: Space, seed: int, normalisation: Normalisation | None = None) ->
     normalisation
         ``filter``, ``layer`` (one norm a tensor) or ``element`` (noise times |w|); default: as the policy says.
 
-    Raises
-    ------
-    LandscapeError
-        For an unknown normalisation, or if nothing would move; says which policy caused it.
+    An unknown normalisation is a ``LandscapeError``; so is a direction that moves nothing, which says which policy
+    caused it.
     """
     chosen = space.policy.matrices if normalisation is None else normalisation
-    if chosen not in NORMALISATIONS:
-        raise LandscapeError(
-            f"expected a normalisation among {', '.join(NORMALISATIONS)}, found {chosen!r}"
-            f"{nearest(chosen, NORMALISATIONS)}"
-        )
+    _known(chosen)
     tensors, flags = {}, {}
     for name in space.names:
         weight = _exact(space.centre[name])
         unit = _unit(space, name, chosen)
         noise = torch.zeros_like(weight) if unit == "zero" else _noise(seed, name, weight)
-        if unit == "element":
-            noise = noise * weight.abs()
-        elif unit != "zero" and weight.numel():
-            rows = _rows(weight, unit)
-            noise = _with_norms(_rows(noise, unit), rows.norm(dim=1, keepdim=True)).reshape(weight.shape)
-            if rows.shape[1] == 1:
-                flags[name] = "rows of one entry: the noise is plus or minus w; normalise by layer to vary it"
-        tensors[name] = _like(noise, space.centre[name])
+        if unit not in ("zero", "element") and weight.numel() and _rows(weight, unit).shape[1] == 1:
+            flags[name] = "rows of one entry: the noise is plus or minus w; normalise by layer to vary it"
+        tensors[name] = _like(_normalised(noise, weight, unit), space.centre[name])
     return _not_zero(
         Direction(tensors=tensors, seed=seed, normalisation=chosen, policy=space.policy, flags=flags), space
     )
@@ -202,6 +191,87 @@ def between(space: Space, other: Mapping[str, Tensor]) -> Direction:
     if not direction.moved:
         raise LandscapeError("expected two different points, found equal weights in every tensor of the space")
     return direction
+
+
+def from_tensors(
+    space: Space,
+    tensors: Mapping[str, Tensor] | Tensor,
+    label: str,
+    *,
+    norm: float | None = None,
+    normalisation: Normalisation | None = None,
+) -> Direction:
+    """A direction that was computed elsewhere, such as an eigenvector of the Hessian.
+
+    Parameters
+    ----------
+    space
+        In which it lies.
+    tensors
+        Tensors of the space by name, those left out being zero; or one vector of all entries, (P,), in the order of
+        ``space.names``.
+    label
+        What it is; stands in tables where random directions have their normalisation.
+    norm
+        Norm that it is scaled to; None leaves it as it is.
+    normalisation
+        Normalise it to the space's weights as :func:`draw` does noise, by the space's policy; None leaves it as it is.
+
+    Raises
+    ------
+    LandscapeError
+        For a tensor that is not the space's, a vector of another length, both kinds of scaling at once, or if nothing
+        would move.
+    """
+    if norm is not None and normalisation is not None:
+        raise LandscapeError("expected a norm or a normalisation, found both")
+    if normalisation is not None:
+        _known(normalisation)
+    given = _unflattened(space, tensors) if isinstance(tensors, Tensor) else tensors
+    for name, tensor in given.items():
+        if name not in space.centre:
+            raise LandscapeError(f"{name!r} is no tensor of this space{nearest(name, space.centre)}")
+        if tensor.shape != space.centre[name].shape:
+            raise LandscapeError(f"expected {name!r} {tuple(space.centre[name].shape)}, found {tuple(tensor.shape)}")
+    length = sum(norm_of(tensor) ** 2 for tensor in given.values()) ** 0.5
+    if not length:
+        raise LandscapeError(f"nothing moves: the direction {label!r} is zero in every tensor of the space")
+    found = {}
+    for name, centre in space.centre.items():
+        values = torch.zeros(centre.shape, dtype=torch.float64)
+        if name in given:
+            values = _exact(given[name]) * (1.0 if norm is None else norm / length)
+        if normalisation is not None:
+            values = _normalised(values, _exact(centre), _unit(space, name, normalisation))
+        found[name] = _like(values, centre)
+    return _not_zero(Direction(tensors=found, seed=None, normalisation=label, policy=space.policy), space)
+
+
+def _known(normalisation: str) -> None:
+    if normalisation not in NORMALISATIONS:
+        raise LandscapeError(
+            f"expected a normalisation among {', '.join(NORMALISATIONS)}, found {normalisation!r}"
+            f"{nearest(normalisation, NORMALISATIONS)}"
+        )
+
+
+def _unflattened(space: Space, vector: Tensor) -> dict[str, Tensor]:
+    entries = sum(centre.numel() for centre in space.centre.values())
+    if vector.shape != (entries,):
+        raise LandscapeError(f"expected a vector of the space's {entries} entries, found shape {tuple(vector.shape)}")
+    parts = vector.split([centre.numel() for centre in space.centre.values()])
+    return {name: part.reshape(space.centre[name].shape) for name, part in zip(space.names, parts, strict=True)}
+
+
+def _normalised(values: Tensor, weight: Tensor, unit: str) -> Tensor:
+    """Values with the norms of the weight, unit by unit; times |w| entry by entry for ``element``."""
+    if unit == "zero":
+        return torch.zeros_like(weight)
+    if unit == "element":
+        return values * weight.abs()
+    if not weight.numel():
+        return values
+    return _with_norms(_rows(values, unit), _rows(weight, unit).norm(dim=1, keepdim=True)).reshape(weight.shape)
 
 
 def _not_zero(direction: Direction, space: Space) -> Direction:

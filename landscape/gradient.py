@@ -16,7 +16,7 @@ from landscape.space import Space
 
 
 @contextmanager
-def differentiable(space: Space, *, twice: bool = False) -> Iterator[list[torch.nn.Parameter]]:
+def differentiable(space: Space, *, twice: bool = False) -> Iterator[list[Tensor]]:
     """The space's parameters as the only ones that require gradients, in eval mode; all is put back afterwards.
 
     Parameters
@@ -28,9 +28,16 @@ def differentiable(space: Space, *, twice: bool = False) -> Iterator[list[torch.
 
     Yields
     ------
-    list of Parameter
-        In the order of ``space.names``.
+    list of Tensor
+        Parameters, in the order of ``space.names``.
+
+    Raises
+    ------
+    LandscapeError
+        If running statistics are among the tensors that move.
     """
+    if space.batch_norm == "perturb":
+        raise LandscapeError("running statistics have no gradient: batch_norm 'freeze'")
     mine = {id(p) for p in space.parameters.values()}
     changed = [p for p in space.model.parameters() if p.requires_grad != (id(p) in mine)]
     for p in changed:

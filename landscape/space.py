@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from landscape.batchnorm import statistics
 from landscape.errors import LandscapeError, nearest
 from landscape.guard import preserved, same_bits
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from landscape.directions import Direction
 
 Role = Literal["matrix", "token", "vector"]
+BatchNorm = Literal["freeze", "recalibrate", "perturb"]
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROWS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd)
 _TOKEN = re.compile(r"token|prompt|pos_emb|position|class_emb|cls_emb|dist_emb")
@@ -98,9 +100,13 @@ class Space:
         policy: Policy = Policy(),
         head: bool = False,
         weights: Literal["values", "requantised"] = "values",
+        batch_norm: BatchNorm = "freeze",
     ) -> None:
         self.model, self.kind, self.policy, self.head, self.weights = model, kind, policy, head, weights
-        self.parameters: dict[str, nn.Parameter] = _resolve(model, names)
+        self.batch_norm = batch_norm
+        self.parameters: dict[str, Tensor] = {**_resolve(model, names)}
+        if batch_norm == "perturb":
+            self.parameters |= statistics(model)
         self.names: tuple[str, ...] = tuple(self.parameters)
         self.roles: dict[str, Role] = {name: _role(model, name, p) for name, p in self.parameters.items()}
         self.centre: dict[str, Tensor] = {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -110,6 +116,13 @@ class Space:
         self._depth = 0
         self._displaced: frozenset[str] = frozenset()
         self._stack = ExitStack()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what belongs to a ``with`` block: it is sent to workers with the model, and entered there."""
+        return {**self.__dict__, "_stack": None, "_depth": 0, "_displaced": frozenset()}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _stack=ExitStack())
 
     @property
     def k(self) -> int:
@@ -173,10 +186,16 @@ class Space:
             return
         work: dict[str, Tensor] = {**self.parameters, **self._scratch}
         with torch.no_grad():  # through the parameters themselves: caches keyed on their version notice
-            torch._foreach_copy_([work[n] for n in touched], [self._base[n] for n in touched])
+            written: set[str] = set()
             for direction, c in steps:
-                names = [n for n in touched if n in direction.moved]
-                torch._foreach_add_([work[n] for n in names], [direction.tensors[n] for n in names], alpha=c)
+                for name in direction.moved:
+                    # The first step reads the saved weights and writes the model's: one pass, not a copy and a sum.
+                    start = work[name] if name in written else self._base[name]
+                    torch.add(start, direction.tensors[name], alpha=c, out=work[name])
+                written |= direction.moved
+            rest = [n for n in touched if n not in written]
+            if rest:
+                torch._foreach_copy_([work[n] for n in rest], [self._base[n] for n in rest])
             rounded = [n for n in touched if n in self._scratch]
             if rounded:
                 torch._foreach_copy_([self.parameters[n] for n in rounded], [self._scratch[n] for n in rounded])

@@ -6,24 +6,26 @@ is written from the saved weights (2), and all is put back bit for bit, also aft
 
 from __future__ import annotations
 
-import platform
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
-from landscape.directions import Direction, cosine
+from landscape.adaptive import adaptive
+from landscape.directions import Direction
 from landscape.errors import LandscapeError
-from landscape.evaluation import Evaluation
-from landscape.guard import eval_mode
-from landscape.objective import Objective
+from landscape.precision import probe as try_reduced
+from landscape.probe import Objectives, Point, Probe, Row
 from landscape.radius import reach, rise_at
+from landscape.shards import Store
 from landscape.space import Space
+from landscape.workers import measured, open_workers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Curve", "Surface", "grid", "line", "plane", "reach", "rise_at"]
 
-Objectives = Objective | Mapping[str, Objective]
 OnPoint = Callable[[int, int], None]
 Floats = NDArray[np.float64]
 
@@ -123,6 +124,10 @@ def line(
     direction: Direction,
     alphas: ArrayLike,
     *,
+    error: float | None = None,
+    precision: Literal["float32", "auto"] = "float32",
+    workers: str = "1",
+    store: Path | None = None,
     on_point: OnPoint | None = None,
 ) -> Curve:
     """Loss at centre + alpha * direction.
@@ -136,6 +141,15 @@ def line(
         What moves, and where to.
     alphas
         (A,) finite; rises are over the centre whether 0 is among them or not.
+    error
+        Measure only as many points as this error asks for and interpolate the loss between them: the 99th percentile
+        over all points, as a share of the range of the loss drawn, such as 0.005 (:mod:`landscape.adaptive`).
+    precision
+        ``auto``: the device's reduced precision where a probe finds it good enough (:mod:`landscape.precision`).
+    workers
+        ``"1"``: here; ``"4"``: four processes; ``"ray"``, ``"ray://HOST:PORT"``: a cluster.
+    store
+        A folder for measured points, from which a killed run goes on.
     on_point
         Called with (points done, points in all) after each point.
 
@@ -143,8 +157,9 @@ def line(
     ``LandscapeError``.
     """
     coordinates = _coordinates("alphas", alphas)
-    points = [{"alpha": float(a)} for a in coordinates]
-    rows, provenance = _measure(objectives, space, [direction], points, on_point)
+    probe = Probe(objectives, space, [direction], ["alpha"])
+    _choose(probe, precision, [coordinates])
+    rows, provenance = _measure(probe, [coordinates], error, workers, store, on_point)
     return Curve(alphas=coordinates, rows=rows, provenance=provenance)
 
 
@@ -156,6 +171,10 @@ def plane(
     xs: ArrayLike,
     ys: ArrayLike,
     *,
+    error: float | None = None,
+    precision: Literal["float32", "auto"] = "float32",
+    workers: str = "1",
+    store: Path | None = None,
     on_point: OnPoint | None = None,
 ) -> Surface:
     """Loss at centre + x * dx + y * dy for every x and y; arguments and errors are those of :func:`line`.
@@ -164,129 +183,84 @@ def plane(
     directions and their cosine are in the provenance.
     """
     across, up = _coordinates("xs", xs), _coordinates("ys", ys)
-    points = [{"x": float(x), "y": float(y)} for x in across for y in up]
-    rows, provenance = _measure(objectives, space, [dx, dy], points, on_point)
+    probe = Probe(objectives, space, [dx, dy], ["x", "y"])
+    _choose(probe, precision, [across, up])
+    rows, provenance = _measure(probe, [across, up], error, workers, store, on_point)
     return Surface(xs=across, ys=up, rows=rows, provenance=provenance)
 
 
-def _measure(
+def _choose(probe: Probe, precision: str, axes: Sequence[Floats]) -> None:
+    # Every objective must pass the probe; the one that came nearest to its limit is reported.
+    if precision != "auto":
+        return
+    extent = max(float(np.abs(axis).max()) for axis in axes)
+    probed = [try_reduced(o, probe.space, probe.directions, extent=extent) for o in probe.objectives.values()]
+    probe.precision = next((p for p in probed if p.precision == "float32"), probed[0])
+
+
+def plane_share(
     objectives: Objectives,
     space: Space,
-    directions: Sequence[Direction],
-    points: Sequence[dict[str, float]],
+    dx: Direction,
+    dy: Direction,
+    xs: ArrayLike,
+    ys: ArrayLike,
+    *,
+    share: tuple[int, int],
+    store: Path,
+    workers: str = "1",
+    on_point: OnPoint | None = None,
+) -> int:
+    """Measure share i of n (from 1) of a plane's points into ``store``; returns how many points that is.
+
+    :func:`plane` with the same ``store``, and the parts of the other shares beside them, gives the whole.
+    """
+    number, shares = share
+    points = [tuple(map(float, p)) for p in product(_coordinates("xs", xs), _coordinates("ys", ys))][
+        number - 1 :: shares
+    ]
+    probe = Probe(objectives, space, [dx, dy], ["x", "y"])
+    with probe, open_workers(probe, workers) as compute:
+        return len(measured(compute, points, Store(store, probe.identity()), on_point))
+
+
+def _measure(
+    probe: Probe,
+    axes: Sequence[Floats],
+    error: float | None,
+    workers: str,
+    folder: Path | None,
     on_point: OnPoint | None,
-) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
-    named = {"data": objectives} if isinstance(objectives, Objective) else dict(objectives)
-    if not named:
-        raise LandscapeError("expected at least one objective, found none")
-    for split, objective in named.items():
-        if objective.model is not space.model:
-            raise LandscapeError(f"expected the objective {split!r} on the model of the space, found another model")
-    started, passes = time.perf_counter(), 0
-    gram = [[d.dot(e) for e in directions] for d in directions]
-    common = _common(space, directions)
-    rows: list[dict[str, Any]] = []
-    with space, eval_mode(space.model):
-        centre = {}
-        for split, objective in named.items():
-            passes += 1 if objective.checked else 2
-            centre[split] = objective.evaluate() if objective.checked else objective.check_deterministic()
-        for done, point in enumerate(points, 1):
-            at = list(point.values())
-            radius = space.effective_radius(directions, at, gram)
-            if any(at):
-                space.move(directions, at)
-            for split, objective in named.items():
-                here = objective.evaluate() if any(at) else centre[split]
-                passes += 1 if any(at) else 0
-                rows.append({**common, "split": split, **point, **_row(here, centre[split], radius)})
-            if on_point is not None:
-                on_point(done, len(points))
+) -> tuple[tuple[Row, ...], dict[str, Any]]:
+    store = Store(folder, probe.identity()) if folder else None
+    points = _grid(axes)
+    with probe, open_workers(probe, workers) as compute:
+        if error is None:
+            found = measured(compute, points, store, on_point)
+            rows: list[Row] = [row for point in points for row in found[point]]
+            facts: dict[str, Any] = {}
+        else:
+            rows, facts = adaptive(probe, points, partial(measured, compute, store=store), error, on_point)
+        if store and len(machines := store.machines()) > 1:
+            facts["machines"] = machines
+        return _finish(probe, rows, facts)
+
+
+def _finish(probe: Probe, rows: Sequence[Row], facts: dict[str, Any]) -> tuple[tuple[Row, ...], dict[str, Any]]:
     broken = sum(row["nonfinite"] > 0 for row in rows)
     if broken:
         warnings.warn(
             f"{broken} of {len(rows)} rows have losses that are inf or NaN; they stay so, see column nonfinite",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    cost = {"points": len(points), "passes": passes, "seconds": time.perf_counter() - started}
-    return tuple(rows), {**_provenance(named, space, directions, centre), "cost": cost, "nonfinite_rows": broken}
+    evaluated = sum(row["evaluated"] for row in rows) // len(probe.objectives)
+    cost = {"points": evaluated, "passes": probe.passes, "seconds": probe.seconds}
+    return tuple(rows), {**probe.provenance(), **facts, "cost": cost, "nonfinite_rows": broken}
 
 
-def _common(space: Space, directions: Sequence[Direction]) -> dict[str, Any]:
-    first = directions[0]
-    moving = first.moving
-    if len(directions) > 1:
-        second = directions[1]
-        moving = sum(int(((d != 0) | (second.tensors[n] != 0)).sum()) for n, d in first.tensors.items())
-    return {
-        "space": space.kind,
-        "head": space.head,
-        "direction": -1 if first.seed is None else first.seed,
-        "direction_norm": first.norm,
-        "moving": moving,
-        "moving_share": moving / space.total,
-    }
-
-
-def _row(here: Evaluation, centre: Evaluation, radius: float) -> dict[str, Any]:
-    rise, rise_se = here.rise_over(centre)
-    logit_radius, kl = here.distance_from(centre)
-    return {
-        "loss_nats": here.mean_loss,
-        "loss_se_nats": here.loss_se,
-        "rise_nats": rise,
-        "rise_se_nats": rise_se,
-        "accuracy": here.accuracy,
-        "accuracy_se": here.accuracy_se,
-        "effective_radius": radius,
-        "logit_radius": logit_radius,
-        "kl_nats": kl,
-        "samples": here.n,
-        "nonfinite": here.nonfinite,
-        "evaluated": True,
-    }
-
-
-def _provenance(
-    named: Mapping[str, Objective],
-    space: Space,
-    directions: Sequence[Direction],
-    centre: Mapping[str, Evaluation],
-) -> dict[str, Any]:
-    """What NUMERICS 28 asks a table to say, as plain data."""
-    first = next(iter(space.parameters.values()))
-    return {
-        "directions": [d.describe() for d in directions],
-        "cosine": cosine(*directions) if len(directions) == 2 else None,
-        "policy": asdict(space.policy),
-        "space": {
-            "kind": space.kind,
-            "head": space.head,
-            "tensors": len(space.names),
-            "k": space.k,
-            "share": space.share,
-        },
-        "mode": {"eval": True, "batch_norm": "freeze", "weights": space.weights},
-        "objectives": {
-            split: {
-                "fingerprint": o.fingerprint,
-                "samples": o.n,
-                "batch_size": o.batch_size,
-                "halvings": o.halvings,
-                "loss": "cross entropy" if o.loss is None else getattr(o.loss, "__name__", type(o.loss).__name__),
-            }
-            for split, o in named.items()
-        },
-        "baseline": {
-            split: {"loss_nats": e.mean_loss, "loss_se_nats": e.loss_se, "accuracy": e.accuracy}
-            for split, e in centre.items()
-        },
-        "dtype": str(first.dtype).removeprefix("torch."),
-        "device": first.device.type,
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-    }
+def _grid(axes: Sequence[Floats]) -> list[Point]:
+    return [tuple(map(float, point)) for point in product(*axes)]
 
 
 def _coordinates(name: str, values: ArrayLike) -> Floats:

@@ -7,11 +7,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from landscape_nets import ConvNet, Mlp, Tied, TinyVit, seeded
+from landscape_nets import ConvNet, Mlp, Tied, TinyVit, data, seeded
 from scipy import stats
 from torch import nn
 
-from landscape import LandscapeError, Policy, Space, between, cosine, draw, orthogonal_pair
+from landscape import (
+    LandscapeError,
+    Objective,
+    Policy,
+    Space,
+    between,
+    cosine,
+    draw,
+    from_tensors,
+    line,
+    orthogonal_pair,
+)
 from landscape.directions import _noise
 
 KINDS = [Mlp, ConvNet, TinyVit, Tied]
@@ -187,6 +198,61 @@ def test_between_ends_at_the_other_weights():
     ]:
         with pytest.raises(LandscapeError, match=text):
             between(space, bad)
+
+
+def test_a_line_along_an_eigenvector_bends_by_its_eigenvalue():
+    """A flat eigenvector of the dense Hessian in the order of the space's names: the second difference is lambda."""
+    space = whole(Mlp)
+    x, y = data(Mlp)
+    shapes = [c.shape for c in space.centre.values()]
+    sizes = [c.numel() for c in space.centre.values()]
+
+    def loss(flat: torch.Tensor) -> torch.Tensor:
+        parts = [p.reshape(s) for p, s in zip(flat.split(sizes), shapes, strict=True)]
+        logits = torch.func.functional_call(space.model, dict(zip(space.names, parts, strict=True)), (x.double(),))
+        return nn.functional.cross_entropy(logits, y)
+
+    at = torch.cat([c.flatten() for c in space.centre.values()])
+    values, vectors = torch.linalg.eigh(torch.func.hessian(loss)(at))
+    objective, h = Objective(space.model, x.double(), y), 1e-3
+    for i in (-1, -2, 0):
+        direction = from_tensors(space, vectors[:, i], "eigenvector")
+        assert direction.norm == pytest.approx(1, rel=1e-12)
+        left, centre, right = line(objective, space, direction, [-h, 0.0, h]).values()
+        assert (left - 2 * centre + right) / h**2 == pytest.approx(float(values[i]), abs=1e-5)
+        assert direction.describe()["normalisation"] == "eigenvector"
+
+
+def test_given_tensors_are_scaled_or_normalised_as_asked():
+    space = whole(TinyVit)
+    given = {name: torch.ones_like(c, dtype=torch.float32) for name, c in space.centre.items() if name != "cls_token"}
+    plain = from_tensors(space, given, "ones")
+    assert all(torch.equal(plain.tensors[name], given[name].double()) for name in given)
+    assert not plain.tensors["cls_token"].any()
+    assert from_tensors(space, given, "ones", norm=3.0).norm == pytest.approx(3.0, rel=1e-12)
+    noise = {name: _noise(5, name, c) for name, c in space.centre.items()}
+    for normalisation in ("filter", "layer", "element"):
+        same = from_tensors(space, noise, "noise", normalisation=normalisation)
+        for name, d in draw(space, 5, normalisation).tensors.items():
+            assert torch.equal(same.tensors[name], d)
+
+
+def test_wrong_tensors_are_one_line():
+    space = whole(Mlp)
+    one = torch.ones_like(space.centre["up.weight"])
+    for tensors, options, text in [
+        ({"up.wieght": one}, {}, "nearest: 'up.weight'"),
+        ({"up.weight": one.T}, {}, r"expected 'up.weight' \(7, 5\), found \(5, 7\)"),
+        (torch.ones(3), {}, r"74 entries, found shape \(3,\)"),
+        ({"up.weight": 0 * one}, {}, "the direction 'x' is zero"),
+        ({}, {}, "the direction 'x' is zero"),
+        ({"up.weight": one}, {"norm": 1.0, "normalisation": "filter"}, "found both"),
+        ({"up.weight": one}, {"normalisation": "filters"}, "nearest: 'filter'"),
+        ({"up.bias": torch.ones(7)}, {"normalisation": "filter"}, "lets move is zero"),
+    ]:
+        with pytest.raises(LandscapeError, match=text) as error:
+            from_tensors(space, tensors, "x", **options)
+        assert "\n" not in str(error.value)
 
 
 def test_description_and_table():

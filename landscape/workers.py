@@ -1,0 +1,227 @@
+"""Points measured here, in processes of this machine, or on a ray cluster: the same rows from each.
+
+What goes to a worker is the pickled probe, once. A worker has as many threads as torch has here, so that its values are
+those of a serial run on the same type of machine (NUMERICS 2). A shard that is lost with its worker is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import pickle
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from landscape.errors import LandscapeError
+from landscape.probe import Point, Probe
+from landscape.shards import Found, Store
+
+Compute = Callable[[Sequence[Point]], Iterator[Found]]
+SHARD_SECONDS = 2.0
+RETRIES = 3
+
+
+def measured(
+    compute: Compute,
+    points: Sequence[Point],
+    store: Store | None = None,
+    on_point: Callable[[int, int], None] | None = None,
+) -> Found:
+    """The rows of every point: those in the store, and the others measured and stored as they come."""
+    kept = store.read() if store else {}
+    found = {point: kept[point] for point in points if point in kept}
+    unique = len(set(points))
+
+    def tell(before: int) -> None:
+        for done in range(before + 1, len(found) + 1):
+            if on_point is not None:
+                on_point(done, unique)
+
+    tell(0)
+    for shard in compute([point for point in dict.fromkeys(points) if point not in found]):
+        before = len(found)
+        if store:
+            store.write(shard)
+        found.update(shard)
+        tell(before)
+    return found
+
+
+@contextmanager
+def open_workers(probe: Probe, workers: str = "1") -> Iterator[Compute]:
+    """What measures points: ``"1"`` here, ``"N"`` in N processes, ``"ray"`` or ``"ray://HOST:PORT"`` on a cluster.
+
+    Yields
+    ------
+    callable
+        Takes points, gives their rows shard by shard, in any order.
+
+    Raises
+    ------
+    LandscapeError
+        If there are no such workers, ray is not installed, or the model cannot be sent.
+    """
+    if workers.startswith("ray"):
+        with _ray(probe, workers) as compute:
+            yield compute
+    elif not workers.isdecimal() or int(workers) < 1:
+        raise LandscapeError(f"expected workers to be a number from 1, 'ray' or 'ray://HOST:PORT', found {workers!r}")
+    elif int(workers) == 1:
+        with probe:
+            yield lambda points: _serial(probe, points)
+    else:
+        with _processes(probe, int(workers)) as compute:
+            yield compute
+
+
+def _serial(probe: Probe, points: Sequence[Point]) -> Iterator[Found]:
+    shard: Found = {}
+    started = time.perf_counter()
+    for point in points:
+        shard[point] = probe.rows(point)
+        if time.perf_counter() - started > SHARD_SECONDS:
+            yield shard
+            shard, started = {}, time.perf_counter()
+    if shard:
+        yield shard
+
+
+@contextmanager
+def _processes(probe: Probe, workers: int) -> Iterator[Compute]:
+    payload = _pickled(probe)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "probe"
+        file.write_bytes(payload)
+        del payload
+        context = multiprocessing.get_context("spawn")
+        gpus = torch.cuda.device_count() if _on_cuda(probe) else 0
+        numbers = context.Queue()
+        for number in range(workers * (RETRIES + 1) if gpus else 0):
+            numbers.put(number % gpus)
+
+        def pool() -> ProcessPoolExecutor:
+            start = (file, torch.get_num_threads(), numbers if gpus else None)
+            return ProcessPoolExecutor(workers, context, initializer=_open_probe, initargs=start)
+
+        executor = pool()
+
+        def compute(points: Sequence[Point]) -> Iterator[Found]:
+            nonlocal executor
+            losses = 0
+            waiting = _shards(points, workers)
+            while waiting:
+                jobs: dict[Future[Found], tuple[Point, ...]] = {executor.submit(_measure, s): s for s in waiting}
+                try:
+                    while jobs:
+                        for job in wait(jobs, return_when=FIRST_COMPLETED).done:
+                            found = job.result()
+                            del jobs[job]
+                            yield found
+                    waiting = []
+                except BrokenProcessPool as error:
+                    losses += 1
+                    if losses > RETRIES:
+                        raise LandscapeError(
+                            f"workers were killed {losses} times (out of memory?): fewer workers or a smaller batch"
+                        ) from error
+                    executor.shutdown(wait=False, cancel_futures=True)
+                    executor, waiting = pool(), list(jobs.values())
+
+        try:
+            yield compute
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+_probe: Probe | None = None
+
+
+def _open_probe(file: Path, threads: int, gpus: Any) -> None:
+    # In the worker, before its first shard; each takes the next of the GPUs.
+    global _probe
+    torch.set_num_threads(threads)
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpus.get())
+    _probe = pickle.loads(file.read_bytes())
+    _probe.__enter__()
+
+
+def _measure(points: tuple[Point, ...]) -> Found:
+    assert _probe is not None
+    return {point: _probe.rows(point) for point in points}
+
+
+@contextmanager
+def _ray(probe: Probe, address: str) -> Iterator[Compute]:
+    try:
+        import ray
+    except ImportError as error:
+        raise LandscapeError(
+            "workers on a cluster need ray: python -m pip install 'precision-redundancy[cluster]'"
+        ) from error
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(address=None if address == "ray" else address, log_to_driver=False, include_dashboard=False)
+    try:
+        payload = _pickled(probe)
+        key = hashlib.sha256(payload).hexdigest()
+        threads = torch.get_num_threads()
+        cuda = _on_cuda(probe)
+        task = ray.remote(_measure_sent).options(num_cpus=threads, num_gpus=1 if cuda else 0, max_retries=RETRIES)
+        sent = ray.put(payload)
+        del payload
+
+        def compute(points: Sequence[Point]) -> Iterator[Found]:
+            slots = max(1, int(ray.cluster_resources().get("GPU" if cuda else "CPU", 1)) // (1 if cuda else threads))
+            waiting = [task.remote(sent, key, threads, shard) for shard in _shards(points, slots)]
+            while waiting:
+                done, waiting = ray.wait(waiting)
+                yield from ray.get(done)
+
+        yield compute
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+_sent: dict[str, Probe] = {}
+
+
+def _measure_sent(payload: bytes, key: str, threads: int, points: tuple[Point, ...]) -> Found:
+    # In a worker of the cluster, which keeps the last probe that it was sent.
+    torch.set_num_threads(threads)
+    if key not in _sent:
+        for probe in _sent.values():
+            probe.__exit__(None, None, None)
+        _sent.clear()
+        _sent[key] = pickle.loads(payload).__enter__()
+    return {point: _sent[key].rows(point) for point in points}
+
+
+def _on_cuda(probe: Probe) -> bool:
+    return next(iter(probe.space.parameters.values())).device.type == "cuda"
+
+
+def _pickled(probe: Probe) -> bytes:
+    # cloudpickle takes what is defined in a notebook too, and gives plain pickle to the worker.
+    import cloudpickle
+
+    try:
+        return cloudpickle.dumps(probe)
+    except Exception as error:
+        raise LandscapeError(f"the model or its loss cannot be sent to a worker ({error}); use one worker") from error
+
+
+def _shards(points: Sequence[Point], workers: int) -> list[tuple[Point, ...]]:
+    # About eight shards a worker: little is lost with one, and the last worker does not keep the others waiting.
+    size = max(1, min(32, len(points) // (8 * workers)))
+    return [tuple(points[i : i + size]) for i in range(0, len(points), size)]
