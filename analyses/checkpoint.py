@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from analyses.options import Options
+    from analyses.options import Gauge, Options, Weights
     from landscape.objective import Objective
+    from landscape.space import Space
     from train.run import Run
     from train.tasks import Task, Transform
 
@@ -80,41 +81,94 @@ class Checkpoint:
             "run": self.path.name,
         }
 
-    def spaces(self) -> list[str]:
+    @property
+    def low_bit(self) -> bool:
+        """Whether weights of it are stored in fewer than 32 bits."""
+        return self.run is not None and min(self.run.spec.bits, self.run.spec.head_bits) < 32
+
+    def spaces(self, weights: Weights = "values") -> list[str]:
         """The spaces (NUMERICS 11) in which this model can move, the method's own first."""
         from train.methods import get
 
         if self.method in ("full", "linear"):
             return ["full"]
-        return ["factors", "merged", "full"] if get(self.method).linear else ["factors", "full"]
+        merged = get(self.method).linear and weights == "values"
+        return ["factors", "merged", "full"] if merged else ["factors", "full"]
 
-    def network(self, space: str, *, head: bool = False) -> tuple[torch.nn.Module, list[str]]:
+    def space(
+        self, kind: str, *, head: bool = False, gauge: Gauge = "as-trained", weights: Weights = "values"
+    ) -> Space:
+        """The space of that kind, on the network of :meth:`network`; a 32-bit model moves by its values."""
+        from landscape.space import Space
+
+        model, names = self.network(kind, head=head, gauge=gauge, weights=weights)
+        return Space(model, names, kind=kind, head=head, weights=weights if self.low_bit else "values")
+
+    def network(
+        self, space: str, *, head: bool = False, gauge: Gauge = "as-trained", weights: Weights = "values"
+    ) -> tuple[torch.nn.Module, list[str]]:
         """The model and the names of its tensors that move in ``space``.
+
+        Parameters
+        ----------
+        space, head
+            ``factors``, ``merged`` or ``full``; whether the head moves too.
+        gauge
+            Which of the pairs of low-rank factors with one product moves (NUMERICS 9): the one that training ended at,
+            or the balanced one, which does not depend on it.
+        weights
+            What of a low-bit model moves (NUMERICS 13): the values that it is stored with, or its latent weights, which
+            are quantised again in every pass. Of a 32-bit model the two are one.
 
         Raises
         ------
         AnalysisError
-            If the method has no such space (``merged`` with a nonlinearity between the factors), or nothing moves.
+            If the method has no such space (``merged`` with a nonlinearity between the factors), or nothing moves; if
+            it has no balanced gauge, or its codes would change by it; if merged matrices should be quantised again.
         """
         from train.methods import get, head_names
 
         if space not in SPACES:
             raise AnalysisError(f"unknown space {space!r}; there are {', '.join(SPACES)}")
-        model, method = self.model, get(self.method)
+        method = get(self.method)
+        model = self._latent() if weights == "requantised" and self.low_bit else self.model
         heads = head_names(model)
         own = [name for name, _ in model.named_parameters() if name not in heads]
         if space == "merged":
             if not method.linear:
                 raise AnalysisError(f"{self.method} has a nonlinearity between its factors, so it has no merged space")
+            if weights == "requantised":
+                raise AnalysisError("merged matrices are not stored in low bits: they move by their values")
             model = method.merge(model)
             own = list(method.merged_names(model))
-        elif space == "factors" and self.method != "full":
+        elif gauge == "balanced" and method.has_adapter:
+            model = self._balanced()
+        if space == "factors" and self.method != "full":
             own = list(method.adapter_names(model))
         if head:
             own += heads
         if not own:
             raise AnalysisError(f"{self.label} has no tensor that moves in space {space!r}; --head moves its head")
         return model, own
+
+    def _latent(self) -> torch.nn.Module:
+        assert self.run is not None
+        return self.run.model("latent", device=str(next(self.model.parameters()).device))
+
+    def _balanced(self) -> torch.nn.Module:
+        from train.methods import get
+
+        if not get(self.method).linear:
+            raise AnalysisError(
+                f"{self.method} has a nonlinearity between its factors, so they have no balanced gauge: --gauge "
+                "as-trained"
+            )
+        if self.bits < 32:
+            raise AnalysisError(
+                f"{self.label}: balancing low-bit factors would change their codes, and the function with them: "
+                "--gauge as-trained"
+            )
+        return get(self.method).balanced(self.model)
 
     @functools.cache  # noqa: B019  (a checkpoint lives as long as its analysis)
     def data(self, split: str, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,7 +294,7 @@ def _from_run(folder: Path, options: Options) -> Checkpoint:
 def _from_weights(path: Path, options: Options) -> Checkpoint:
     from figures.tables import key_of
     from train.backbones import content_hash, create, describe, read_weights
-    from train.build import device_of
+    from train.build import device_of, load_into
     from train.tasks import load
 
     if options.backbone is None or options.task is None:
@@ -252,7 +306,7 @@ def _from_weights(path: Path, options: Options) -> Checkpoint:
     state = read_weights(info)
     task = load(options.task, train_size=options.train_size, size=info.img_size)
     model = create(f"random:{name}", len(task.classes), img_size=options.img_size)
-    load_whole(model, state, path)
+    load_into(model, state, path.name, whole=True)
     return Checkpoint(
         path=path,
         label=path.stem,
@@ -272,24 +326,3 @@ def _from_weights(path: Path, options: Options) -> Checkpoint:
             }
         ),
     )
-
-
-def load_whole(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Load a whole network, head included.
-
-    Raises
-    ------
-    AnalysisError
-        If a tensor is missing, unknown or of another shape; the first one is named.
-    """
-    wanted = model.state_dict()
-    for name, tensor in wanted.items():
-        if name not in state:
-            raise AnalysisError(f"{path.name} has no tensor {name!r}, which this backbone needs")
-        if state[name].shape != tensor.shape:
-            found, expected = tuple(state[name].shape), tuple(tensor.shape)
-            raise AnalysisError(f"{path.name}: expected {name!r} of shape {expected}, found {found}")
-    extra = sorted(set(state) - set(wanted))
-    if extra:
-        raise AnalysisError(f"{path.name} holds {extra[0]!r}, which this backbone does not have")
-    model.load_state_dict(state)

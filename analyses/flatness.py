@@ -8,20 +8,21 @@ of NUMERICS 12.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from analyses.options import Options
+from analyses.command import Analysis
+from analyses.options import Gauge, Options, Weights, later
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pandas as pd
 
     from analyses.checkpoint import Checkpoint
+    from analyses.command import OnStep
+    from analyses.store import Tables
 
 MODEL = ["task", "label", "method", "dim", "bits", "seed", "run"]
 
@@ -38,23 +39,32 @@ class Lines:
     """Points on a line, the centre among them; odd."""
     head: bool = False
     """Move the classification head too."""
+    gauge: Gauge = later("as-trained")
+    """Which of the pairs of low-rank factors with one product moves: the one training ended at, or the balanced one."""
+    weights: Weights = later("values")
+    """What of low-bit weights moves: the stored values, or latent weights that are quantised again (a staircase)."""
+    measures: str | None = later(None)
+    """Measure these too: all, or some of average, worst_case, adaptive, keskar, sam, noise_radius, basin_radius,
+    eigenvalues, trace, density, with commas between them."""
 
 
-def measure(checkpoint: Checkpoint, options: Options, spec: Lines, on_point=None) -> pd.DataFrame:
-    """The lines of one checkpoint in each of its spaces; finished ones are read from below the run."""
+def compute(checkpoint: Checkpoint, options: Options, spec: Lines, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
+    """The lines of one checkpoint in each of its spaces."""
+    from analyses.card import card
     from analyses.measure import lines
-    from analyses.store import cached
     from landscape.surface import grid
 
-    def compute():
-        alphas = grid(spec.extent, spec.points).tolist()
-        curves, facts = lines(
-            checkpoint, options, directions=spec.directions, alphas=alphas, head=spec.head, on_point=on_point
-        )
+    alphas = grid(spec.extent, spec.points).tolist()
+    curves, facts = lines(
+        checkpoint, options, directions=spec.directions, alphas=alphas, head=spec.head, gauge=spec.gauge,
+        weights=spec.weights, on_point=on_step,
+    )  # fmt: skip
+    if spec.measures is None:
         return {"curves": curves}, facts
-
-    settings = {**options.settings(), **asdict(spec), "checkpoint": checkpoint.identity}
-    return cached(checkpoint.folder / "tables" / "lines", settings, compute)["curves"]
+    return {
+        "curves": curves,
+        **card(checkpoint, options, spec.measures, head=spec.head, gauge=spec.gauge, weights=spec.weights),
+    }, facts
 
 
 def summarise(curves: pd.DataFrame, split: str = "train") -> pd.DataFrame:
@@ -119,24 +129,25 @@ def compare(curves: pd.DataFrame, split: str = "train") -> pd.DataFrame:
     return flatter(rises(curves, split))
 
 
-def report(
-    checkpoints: Sequence[Checkpoint], options: Options, spec: Lines, out: Path, *, on_point=None
-) -> dict[str, pd.DataFrame]:
-    """Measure, summarise and compare; the tables lie in ``out/tables/flatness``."""
-    import pandas as pd
+def derive(tables: Tables) -> Tables:
+    """The summary and, where there are several models, the verdicts."""
+    curves = tables["curves"]
+    verdicts = {"verdicts": compare(curves)} if curves.label.nunique() > 1 else {}
+    return {"summary": summarise(curves), **verdicts}
 
-    from analyses.measure import facts
-    from analyses.store import cached
 
-    def compute():
-        curves = pd.concat([measure(c, options, spec, on_point) for c in checkpoints], ignore_index=True)
-        tables = {"curves": curves, "summary": summarise(curves)}
-        if curves.label.nunique() > 1:
-            tables["verdicts"] = compare(curves)
-        return tables, facts(checkpoints, "lines")
-
-    settings = {**options.settings(), **asdict(spec), "checkpoints": [c.identity for c in checkpoints]}
-    return cached(out / "tables" / "flatness", settings, compute)
+ANALYSIS = Analysis(
+    name="flatness",
+    part="lines",
+    compute=compute,
+    derive=derive,
+    shown=("verdicts", "measures", "summary"),
+    steps=lambda checkpoint, spec: len(checkpoint.spaces(spec.weights)) * spec.directions * spec.points,
+    assumed=lambda options, spec: (
+        f"{spec.directions} directions x {spec.points} points in each space, {options.samples} images of each split, "
+        f"head {'moves' if spec.head else 'still'}"
+    ),
+)
 
 
 def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Options(), lines: Lines = Lines()) -> None:
@@ -151,22 +162,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Option
     lines
         Which lines are drawn through each minimum.
     """
-    from analyses.checkpoint import open_all
-    from analyses.store import announce, draw
-    from figures.command import emit, progress
-
-    opened, out = open_all(checkpoints, options)
-    spaces = sum(len(c.spaces()) for c in opened)
-    total = spaces * lines.directions * lines.points
-    announce(
-        options.quiet,
-        f"{len(opened)} checkpoint(s), {lines.directions} directions x {lines.points} points in {spaces} space(s), "
-        f"{options.samples} images of each split, head {'moves' if lines.head else 'still'}",
-    )
-    with progress(total, "points", options.quiet) as bar:
-        tables = report(opened, options, lines, out, on_point=lambda *_: bar.update())
-    draw(out, options.quiet)
-    emit(tables.get("verdicts", tables["summary"]), options.json)
+    ANALYSIS.run(checkpoints, options, lines)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,24 @@ the same size and beside the same matrix at its initialisation.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from analyses.command import Analysis
 from analyses.options import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import numpy as np
     import pandas as pd
 
     from analyses.checkpoint import Checkpoint
+    from analyses.command import OnStep
+    from analyses.store import Tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,49 +112,37 @@ def histogram(standardised: np.ndarray, bins: int) -> pd.DataFrame:
     return pd.DataFrame({"left": edges[:-1], "right": edges[1:], "density": density, "normal_density": normal})
 
 
-def measure(checkpoint: Checkpoint, options: Options, spec: Fits) -> dict[str, pd.DataFrame]:
-    """The tables of one run; finished ones are read from below it."""
+def compute(checkpoint: Checkpoint, options: Options, spec: Fits, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
+    """The fits of one run's matrices, and the histogram of all of them."""
     import numpy as np
     import pandas as pd
 
     from analyses.measure import labelled
-    from analyses.store import cached
 
-    def compute():
-        rows, pooled = [], []
-        for name, w, w_init in matrices(checkpoint):
-            rows.append({"tensor": name, **describe(w, w_init, spec, options.seed)})
-            pooled.append((w - w.mean()) / (w.std() or 1.0))
-        bars = histogram(np.concatenate(pooled), spec.bins)
-        return {
-            "matrices": labelled(pd.DataFrame(rows), checkpoint),
-            "histogram": labelled(bars, checkpoint, tensor="all"),
-        }, {"weights": "latent, head left out"}
-
-    settings = {"seed": options.seed, **asdict(spec), "checkpoint": checkpoint.identity}
-    return cached(checkpoint.folder / "tables" / "weights", settings, compute)
+    rows, pooled = [], []
+    for name, w, w_init in matrices(checkpoint):
+        rows.append({"tensor": name, **describe(w, w_init, spec, options.seed)})
+        pooled.append((w - w.mean()) / (w.std() or 1.0))
+    bars = histogram(np.concatenate(pooled), spec.bins)
+    if on_step:
+        on_step()
+    return {
+        "matrices": labelled(pd.DataFrame(rows), checkpoint),
+        "histogram": labelled(bars, checkpoint, tensor="all"),
+    }, {}
 
 
-def report(
-    checkpoints: Sequence[Checkpoint], options: Options, spec: Fits, out: Path, *, on_run=None
-) -> dict[str, pd.DataFrame]:
-    """All runs in the tables of ``out/tables/gaussianity``."""
-    import pandas as pd
-
-    from analyses.measure import facts
-    from analyses.store import cached
-
-    def compute():
-        parts = []
-        for c in checkpoints:
-            parts.append(measure(c, options, spec))
-            if on_run:
-                on_run()
-        joined = {name: pd.concat([p[name] for p in parts], ignore_index=True) for name in parts[0]}
-        return joined, {"weights": "latent, head left out", **facts(checkpoints, "weights")}
-
-    settings = {"seed": options.seed, **asdict(spec), "checkpoints": [c.identity for c in checkpoints]}
-    return cached(out / "tables" / "gaussianity", settings, compute)
+ANALYSIS = Analysis(
+    name="gaussianity",
+    part="weights",
+    compute=compute,
+    shown=("matrices",),
+    steps=lambda checkpoint, spec: 1,
+    unit="runs",
+    assumed=lambda options, spec: "latent weights, each matrix by itself, head left out",
+    settings=lambda options: {"seed": options.seed},
+    facts={"weights": "latent, head left out"},
+)
 
 
 def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Options(), fits: Fits = Fits()) -> None:
@@ -166,16 +157,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Option
     fits
         What is computed for each matrix.
     """
-    from analyses.checkpoint import open_all
-    from analyses.store import announce, draw
-    from figures.command import emit, progress
-
-    opened, out = open_all(checkpoints, options)
-    announce(options.quiet, f"{len(opened)} run(s); latent weights, each matrix by itself, head left out")
-    with progress(len(opened), "runs", options.quiet) as bar:
-        tables = report(opened, options, fits, out, on_run=bar.update)
-    draw(out, options.quiet)
-    emit(tables["matrices"], options.json)
+    ANALYSIS.run(checkpoints, options, fits)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analyses.checkpoint import Checkpoint
-    from analyses.options import Options
+    from analyses.options import Gauge, Options, Weights
 
 Measured = tuple["pd.DataFrame", dict[str, Any]]
 """Rows, and the facts about them that belong into the provenance (NUMERICS 28)."""
@@ -24,6 +24,8 @@ def lines(
     alphas: Sequence[float],
     splits: Sequence[str] = ("train", "test"),
     head: bool = False,
+    gauge: Gauge = "as-trained",
+    weights: Weights = "values",
     on_point: Callable[..., None] | None = None,
 ) -> Measured:
     """Loss along ``directions`` random filter-normalised lines in each space of a checkpoint.
@@ -33,20 +35,19 @@ def lines(
     import pandas as pd
 
     from landscape.directions import draw
-    from landscape.space import Space
     from landscape.surface import line
 
     frames, facts = [], {}
-    for space in checkpoint.spaces():
-        model, names = checkpoint.network(space, head=head)
-        objectives = checkpoint.objectives(model, splits, options)
-        moving = Space(model, names, kind=space, head=head)
+    for space in checkpoint.spaces(weights):
+        moving = checkpoint.space(space, head=head, gauge=gauge, weights=weights)
+        objectives = checkpoint.objectives(moving.model, splits, options)
         curves = [
             line(objectives, moving, draw(moving, options.seed + i), alphas, on_point=on_point)
             for i in range(directions)
         ]
         frames += [curve.to_frame() for curve in curves]
-        facts[space] = {**curves[0].provenance, "directions": [curve.provenance["directions"][0] for curve in curves]}
+        every = [curve.provenance["directions"][0] for curve in curves]
+        facts[space] = {**curves[0].provenance, "directions": every, "gauge": gauge}
     return labelled(pd.concat(frames, ignore_index=True), checkpoint), {"measured": facts}
 
 
@@ -56,26 +57,6 @@ def labelled(frame: pd.DataFrame, checkpoint: Checkpoint, **columns: object) -> 
 
     labels = pd.DataFrame({**checkpoint.labels(), **columns}, index=frame.index)
     return pd.concat([labels, frame.drop(columns=list(labels), errors="ignore")], axis=1)
-
-
-def facts(checkpoints: Sequence[Checkpoint], part: str) -> dict[str, Any]:
-    """What a table joined from the tables ``part`` of several checkpoints says of itself (NUMERICS 28).
-
-    The data of each task, and for each run its identity and the facts of its own measurement: images, baseline,
-    directions, policy, mode, dtype, device and cost.
-    """
-    from figures.tables import read_provenance
-
-    return {
-        "data_fingerprints": {c.task.name: c.task.fingerprint for c in checkpoints},
-        "runs": {
-            c.path.name: {
-                "identity": c.identity,
-                "measured": read_provenance(c.folder / "tables" / part).get("measured"),
-            }
-            for c in checkpoints
-        },
-    }
 
 
 def mean(values: pd.Series) -> float:

@@ -5,20 +5,21 @@ Gaussian noise of ``alpha`` times the norm of each filter, many draws: accuracy 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from analyses.options import Options
+from analyses.command import Analysis
+from analyses.options import Gauge, Options, Weights, later
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pandas as pd
 
     from analyses.checkpoint import Checkpoint
+    from analyses.command import OnStep
+    from analyses.store import Tables
 
 MODEL_SPACE = ["task", "label", "method", "dim", "bits", "seed", "run", "space", "head", "split", "alpha"]
 
@@ -33,22 +34,21 @@ class Noise:
     """Norm of the noise as a share of the norm of each filter; 0 is the model itself."""
     head: bool = False
     """Put noise on the classification head too."""
+    gauge: Gauge = later("as-trained")
+    """Which of the pairs of low-rank factors with one product moves: the one training ended at, or the balanced one."""
+    weights: Weights = later("values")
+    """What of low-bit weights moves: the stored values, or latent weights that are quantised again (a staircase)."""
 
 
-def measure(checkpoint: Checkpoint, options: Options, spec: Noise, on_point=None) -> pd.DataFrame:
-    """Loss and accuracy of one checkpoint under noise, in each of its spaces; a finished table is read."""
+def compute(checkpoint: Checkpoint, options: Options, spec: Noise, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
+    """Loss and accuracy of one checkpoint under noise, in each of its spaces."""
     from analyses.measure import lines
-    from analyses.store import cached
 
-    def compute():
-        points, facts = lines(
-            checkpoint, options, directions=spec.draws, alphas=spec.levels, splits=("test",), head=spec.head,
-            on_point=on_point,
-        )  # fmt: skip
-        return {"points": points}, facts
-
-    settings = {**options.settings(), **asdict(spec), "checkpoint": checkpoint.identity}
-    return cached(checkpoint.folder / "tables" / "draws", settings, compute)["points"]
+    points, facts = lines(
+        checkpoint, options, directions=spec.draws, alphas=spec.levels, splits=("test",), head=spec.head,
+        gauge=spec.gauge, weights=spec.weights, on_point=on_step,
+    )  # fmt: skip
+    return {"points": points}, facts
 
 
 def summarise(points: pd.DataFrame) -> pd.DataFrame:
@@ -65,21 +65,17 @@ def summarise(points: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def report(
-    checkpoints: Sequence[Checkpoint], options: Options, spec: Noise, out: Path, *, on_point=None
-) -> dict[str, pd.DataFrame]:
-    """All checkpoints in the tables of ``out/tables/noise``."""
-    import pandas as pd
-
-    from analyses.measure import facts
-    from analyses.store import cached
-
-    def compute():
-        points = pd.concat([measure(c, options, spec, on_point) for c in checkpoints], ignore_index=True)
-        return {"points": points, "summary": summarise(points)}, facts(checkpoints, "draws")
-
-    settings = {**options.settings(), **asdict(spec), "checkpoints": [c.identity for c in checkpoints]}
-    return cached(out / "tables" / "noise", settings, compute)
+ANALYSIS = Analysis(
+    name="noise",
+    part="draws",
+    compute=compute,
+    derive=lambda tables: {"summary": summarise(tables["points"])},
+    shown=("summary",),
+    steps=lambda checkpoint, spec: len(checkpoint.spaces(spec.weights)) * spec.draws * len(spec.levels),
+    assumed=lambda options, spec: (
+        f"{spec.draws} draws x {len(spec.levels)} levels in each space, {options.samples} test images"
+    ),
+)
 
 
 def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Options(), noise: Noise = Noise()) -> None:
@@ -94,20 +90,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Option
     noise
         How much noise, and how often it is drawn.
     """
-    from analyses.checkpoint import open_all
-    from analyses.store import announce, draw
-    from figures.command import emit, progress
-
-    opened, out = open_all(checkpoints, options)
-    total = sum(len(c.spaces()) for c in opened) * noise.draws * len(noise.levels)
-    announce(
-        options.quiet,
-        f"{len(opened)} checkpoint(s), {noise.draws} draws x {len(noise.levels)} levels, {options.samples} test images",
-    )
-    with progress(total, "points", options.quiet) as bar:
-        tables = report(opened, options, noise, out, on_point=lambda *_: bar.update())
-    draw(out, options.quiet)
-    emit(tables["summary"], options.json)
+    ANALYSIS.run(checkpoints, options, noise)
 
 
 if __name__ == "__main__":

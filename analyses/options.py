@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Gauge = Literal["as-trained", "balanced"]
+Weights = Literal["values", "requantised"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,12 +22,18 @@ class Options:
 
     samples: int = 256
     """Images of each split that the loss is taken over, the same for every model that is compared."""
+    rise_se: float | None = None
+    """In place of --samples: so many images, the same for all models, that the rise has this standard error (nats)."""
     batch_size: int = 128
     """Images in one forward pass; the result does not depend on it beyond rounding."""
     seed: int = 0
     """Seed of the first direction; the others follow."""
     device: str = "cpu"
     """Where the forward passes run: cpu, cuda, cuda:1, mps."""
+    workers: str = "1"
+    """Where the points of a surface are measured: 1 (here), a number of processes, ray, or ray://HOST:PORT."""
+    threads: int | None = None
+    """Of this process and of each worker; the cores, shared among the workers, if left out."""
     backbone: str | None = None
     """For weights that are no run folder: the timm name of the architecture. For a run: where its weights lie now."""
     task: str | None = None
@@ -36,6 +49,15 @@ class Options:
     quiet: bool = False
     """No progress, no report of assumptions."""
 
+    def threads_each(self) -> int:
+        """Threads of this process and of each worker: the values depend on it in their last bits (NUMERICS 2)."""
+        import torch
+
+        if self.threads is not None:
+            return max(1, self.threads)
+        many = int(self.workers) if self.workers.isdecimal() else 1
+        return max(1, torch.get_num_threads() // max(1, many))
+
     def settings(self) -> dict[str, object]:
         """What of the options belongs to the identity of a result, and the threads that it is computed with."""
         import torch
@@ -47,3 +69,14 @@ class Options:
             "device": self.device,
             "threads": torch.get_num_threads(),
         }
+
+
+def later(default: Any) -> Any:
+    """A field of settings that were published without it: at its default it leaves the identity of tables as it was."""
+    return field(default=default, metadata={"later": True})
+
+
+def settings_of(spec: DataclassInstance) -> dict[str, Any]:
+    """What of an analysis' own settings belongs to the identity of its tables: all but ``later`` ones at default."""
+    unused = {f.name for f in fields(spec) if f.metadata.get("later") and getattr(spec, f.name) == f.default}
+    return {name: value for name, value in asdict(spec).items() if name not in unused}

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from multiprocessing.context import BaseContext
+
+LARGE = ["timm", "pandas", "scipy.stats"]
+"""What takes a worker seconds to import."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,9 +37,8 @@ def each(
     items = list(items)
     if not items:
         return []
-    context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(workers, len(items)), mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=context(), initializer=_one_thread) as pool:
         jobs = {pool.submit(function, item): item for item in items}
         try:
             for job in as_completed(jobs):
@@ -49,13 +53,25 @@ def each(
     return [job.result() for job in jobs]
 
 
+def context() -> BaseContext:
+    """What starts fresh processes: on Linux forks of a server that has imported the large libraries and done no more.
+
+    So they are imported once, not once a worker. Elsewhere a process that has imported them may not be safe to fork.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(LARGE)
+    return server
+
+
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """As in a worker, so that what workers measured is found; the number of threads is as before afterwards."""
+def threads(count: int) -> Iterator[None]:
+    """Run with so many threads, as a worker has them; the number is as before afterwards."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ def cached(folder: Path, settings: dict[str, Any], compute: Callable[[], tuple[T
     """The tables of ``folder`` if they were made with these settings, else those of ``compute()``, written there.
 
     ``compute`` returns the tables and further facts for the provenance, which also says settings, versions, machine,
-    command and seconds.
+    command and seconds. What it stored below ``folder/parts`` on the way is deleted when the tables are written.
     """
     from figures.tables import finished, key_of, read_tables, versions, write_tables
 
@@ -41,6 +42,7 @@ def cached(folder: Path, settings: dict[str, Any], compute: Callable[[], tuple[T
             "seconds": round(time.perf_counter() - started, 3),
         }
         write_tables(folder, tables, provenance)
+        shutil.rmtree(folder / "parts", ignore_errors=True)
     return {name: table.frame for name, table in read_tables(folder).items()}
 
 
@@ -60,9 +62,9 @@ def announce(quiet: bool, *lines: str) -> None:
         print(*lines, sep="\n", file=sys.stderr)
 
 
-def draw(out: Path, quiet: bool) -> None:
-    """Draw every figure whose tables lie below ``out`` into ``out/figures``."""
+def draw(out: Path, quiet: bool, analysis: str) -> None:
+    """Draw the figures of an analysis whose tables lie below ``out`` into ``out/figures``; there may be none."""
     from figures.redraw import redraw
 
-    for path in redraw(out, out / "figures"):
+    for path in redraw(out, out / "figures", analysis):
         announce(quiet, f"drew {path}")

@@ -11,6 +11,7 @@ import functools
 import os
 import time
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from analyses.command import Analysis
     from analyses.flatness import Lines
     from analyses.gaussianity import Fits
     from analyses.noise import Noise
@@ -107,10 +109,12 @@ class Job:
 
 def measure(job: Job) -> None:
     """Measure one run; the tables lie below it."""
-    from importlib import import_module
+    _analysis(job.analysis).measure(_opened(job.path, job.options), job.options, job.spec)
 
-    checkpoint = _opened(job.path, job.options)
-    import_module(f"analyses.{job.analysis}").measure(checkpoint, job.options, job.spec)
+
+def _analysis(name: str) -> Analysis:
+    """The analysis of that name."""
+    return import_module(f"analyses.{name}").ANALYSIS
 
 
 @functools.lru_cache(maxsize=1)
@@ -207,9 +211,9 @@ def plan(study: Study, workers: int) -> list[str]:
 
 def report(study: Study, runs: dict[str, Run], out: Path, workers: int, quiet: bool) -> pd.DataFrame:
     """Measure, join the measurements, test the claims; all tables lie below ``out/tables``. Returns the claims."""
-    from analyses import claims, flatness, gaussianity, noise, surface, tradeoff
-    from analyses.checkpoint import identity, open_checkpoint
-    from analyses.parallel import each, one_thread
+    from analyses import claims, tradeoff
+    from analyses.checkpoint import identity
+    from analyses.parallel import each, threads
     from analyses.store import cached
     from analyses.sweep import results
     from figures.command import progress
@@ -221,15 +225,15 @@ def report(study: Study, runs: dict[str, Run], out: Path, workers: int, quiet: b
         todo = jobs(study, out / "runs")
         with progress(len(todo), "measuring", quiet) as bar:
             each(measure, todo, workers=workers, on_done=lambda _: bar.update())
-        opened = {job.path: open_checkpoint(job.path, job.options) for job in todo}
-        for module in (flatness, noise, surface, gaussianity):
-            name = module.__name__.rpartition(".")[2]
+        opened = {job.path: _opened(job.path, job.options) for job in todo}
+        for name in dict.fromkeys(job.analysis for job in todo):
             group = [job for job in todo if job.analysis == name]
-            tables[name] = module.report([opened[job.path] for job in group], group[0].options, group[0].spec, out)
+            measured = [opened[job.path] for job in group]
+            tables[name] = _analysis(name).report(measured, group[0].options, group[0].spec, out)
         return tables
 
     def compute():
-        with one_thread():
+        with threads(1):
             tables = joined()
         precision = results([runs[s.name] for s in study.specs(study.precision)])
         found = claims.evaluate(

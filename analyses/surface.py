@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from analyses.options import Options
+from analyses.command import Analysis
+from analyses.errors import AnalysisError
+from analyses.options import Gauge, Options, Weights, later
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analyses.checkpoint import Checkpoint
+    from analyses.command import OnStep
+    from analyses.store import Tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,46 +35,92 @@ class Plane:
     """Which tensors move; own: the tensors of the method itself."""
     head: bool = False
     """Move the classification head too."""
+    gauge: Gauge = later("as-trained")
+    """Which of the pairs of low-rank factors with one product moves: the one training ended at, or the balanced one."""
+    weights: Weights = later("values")
+    """What of low-bit weights moves: the stored values, or latent weights that are quantised again (a staircase)."""
+    error: float | None = later(None)
+    """Evaluate only as many points as this error asks for, such as 0.005 of the range drawn (99th percentile)."""
+    shard: str | None = later(None)
+    """Measure only the first of four shares, 1/4, for several machines; the command without it joins what is there."""
 
 
-def measure(checkpoint: Checkpoint, options: Options, spec: Plane, on_point=None) -> pd.DataFrame:
-    """The plane of one checkpoint, on train and test images; a finished one is read from below the run."""
+def compute(checkpoint: Checkpoint, options: Options, spec: Plane, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
+    """The plane of one checkpoint, on train and test images."""
     from analyses.measure import labelled
-    from analyses.store import cached
-    from landscape.directions import orthogonal_pair
-    from landscape.space import Space
-    from landscape.surface import grid, plane
+    from landscape.surface import plane
 
-    space = checkpoint.spaces()[0] if spec.space == "own" else spec.space
-
-    def compute():
-        model, names = checkpoint.network(space, head=spec.head)
-        moving = Space(model, names, kind=space, head=spec.head)
-        axis = grid(spec.extent, spec.points)
-        pair = orthogonal_pair(moving, (options.seed, options.seed + 1))
-        objectives = checkpoint.objectives(model, ("train", "test"), options)
-        found = plane(objectives, moving, *pair, axis, axis, on_point=on_point)
-        return {"points": labelled(found.to_frame(), checkpoint)}, {"measured": {space: found.provenance}}
-
-    settings = {**options.settings(), **asdict(spec), "checkpoint": checkpoint.identity}
-    return cached(checkpoint.folder / "tables" / "plane", settings, compute)["points"]
+    space, arguments = _plane(checkpoint, options, spec)
+    found = plane(**arguments, error=spec.error, on_point=on_step)
+    frame = labelled(found.to_frame(), checkpoint)
+    return {"points": frame}, {"measured": {space: {**found.provenance, "gauge": spec.gauge}}}
 
 
-def report(
-    checkpoints: Sequence[Checkpoint], options: Options, spec: Plane, out: Path, *, on_point=None
-) -> dict[str, pd.DataFrame]:
-    """The planes of all checkpoints in one table, ``out/tables/surface``."""
+def measure_shard(checkpoints: Sequence[Checkpoint], options: Options, spec: Plane, on_step: OnStep) -> pd.DataFrame:
+    """Measure a share of the points of each plane and leave them for the command that draws the whole.
+
+    Raises
+    ------
+    AnalysisError
+        If the share is none, or of a surface whose points are chosen one after another.
+    """
     import pandas as pd
 
-    from analyses.measure import facts
-    from analyses.store import cached
+    from landscape.surface import plane_share
 
-    def compute():
-        frames = [measure(c, options, spec, on_point) for c in checkpoints]
-        return {"points": pd.concat(frames, ignore_index=True)}, facts(checkpoints, "plane")
+    share = _share(spec.shard)
+    if spec.error is not None:
+        raise AnalysisError("a shard is a share of a whole grid: leave out --error, or --shard")
+    rows = []
+    for checkpoint in checkpoints:
+        _, arguments = _plane(checkpoint, options, spec)
+        points = plane_share(**arguments, share=share, on_point=on_step)
+        rows.append({"run": checkpoint.path.name, "points": points, "parts": str(arguments["store"])})
+    return pd.DataFrame(rows)
 
-    settings = {**options.settings(), **asdict(spec), "checkpoints": [c.identity for c in checkpoints]}
-    return cached(out / "tables" / "surface", settings, compute)
+
+def _share(shard: str | None) -> tuple[int, int]:
+    # "2/4" as (2, 4).
+    found = re.fullmatch(r"(\d+)/(\d+)", shard or "")
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise AnalysisError(f"expected --shard I/N with I from 1 to N, such as 1/4, found {shard!r}")
+    return int(found[1]), int(found[2])
+
+
+def _plane(checkpoint: Checkpoint, options: Options, spec: Plane) -> tuple[str, dict[str, Any]]:
+    """The space's name, and what is measured: arguments of ``landscape.surface.plane``."""
+    from figures.tables import key_of
+    from landscape.directions import orthogonal_pair
+    from landscape.surface import grid
+
+    kind = checkpoint.spaces()[0] if spec.space == "own" else spec.space
+    space = checkpoint.space(kind, head=spec.head, gauge=spec.gauge, weights=spec.weights)
+    axis = grid(spec.extent, spec.points)
+    dx, dy = orthogonal_pair(space, (options.seed, options.seed + 1))
+    # Measured points lie here until the table is whole: those of every grid and shard of one plane together.
+    about = {name: value for name, value in asdict(spec).items() if name not in ("points", "extent", "error", "shard")}
+    key = key_of({**options.settings(), **about, "checkpoint": checkpoint.identity})
+    return kind, {
+        "objectives": checkpoint.objectives(space.model, ("train", "test"), options),
+        "space": space,
+        "dx": dx,
+        "dy": dy,
+        "xs": axis,
+        "ys": axis,
+        "workers": options.workers,
+        "store": checkpoint.folder / "tables" / "plane" / "parts" / key,
+    }
+
+
+ANALYSIS = Analysis(
+    name="surface",
+    part="plane",
+    compute=compute,
+    shown=("points",),
+    # With a requested error the number is not known: what a surface of middling roughness takes.
+    steps=lambda checkpoint, spec: spec.points**2 if spec.error is None else min(spec.points**2, 150),
+    assumed=lambda options, spec: f"{spec.points} x {spec.points} points, {options.samples} images of each split",
+)
 
 
 def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Options(), plane: Plane = Plane()) -> None:
@@ -84,19 +135,17 @@ def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Option
     plane
         Which plane is drawn through the minimum.
     """
-    from analyses.checkpoint import open_all
-    from analyses.store import announce, draw
-    from figures.command import emit, progress
+    if plane.shard is None:
+        ANALYSIS.run(checkpoints, options, plane)
+    else:
+        from analyses.checkpoint import open_all
+        from analyses.parallel import threads
+        from figures.command import emit, progress
 
-    opened, out = open_all(checkpoints, options)
-    announce(
-        options.quiet,
-        f"{len(opened)} checkpoint(s), {plane.points} x {plane.points} points, {options.samples} images of each split",
-    )
-    with progress(len(opened) * plane.points**2, "points", options.quiet) as bar:
-        tables = report(opened, options, plane, out, on_point=lambda *_: bar.update())
-    draw(out, options.quiet)
-    emit(tables["points"], options.json)
+        opened, _ = open_all(checkpoints, options)
+        total = len(opened) * -(-(plane.points**2) // _share(plane.shard)[1])
+        with threads(options.threads_each()), progress(total, "points", options.quiet) as bar:
+            emit(measure_shard(opened, options, plane, lambda *_: bar.update()), options.json)
 
 
 if __name__ == "__main__":

@@ -90,11 +90,12 @@ def _data(spec: RunSpec) -> tuple[Task, dict]:
 
 def is_done(folder: Path) -> bool:
     """Whether a run folder holds a finished run."""
-    import json
+    from train.errors import TrainError
+    from train.run import Run
 
     try:
-        return json.loads((folder / "run.json").read_text())["status"] == "done"
-    except (OSError, ValueError, KeyError):
+        return Run.open(folder).status == "done"
+    except TrainError:
         return False
 
 

@@ -114,7 +114,7 @@ def main(task: Positional[str], /, training: Training = Training()) -> None:
         )  # fmt: skip
     settings = {k: v for k, v in asdict(training).items() if k not in ("workers", "out", "json", "quiet")}
     found = report(runs, training.out, settings)
-    draw(training.out, training.quiet)
+    draw(training.out, training.quiet, "tradeoff")
     announce(training.quiet, fewer_bits(found["points"]).to_string())
     emit(found["summary"], training.json)
 

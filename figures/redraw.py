@@ -17,38 +17,39 @@ if TYPE_CHECKING:
 HISTORY = "history.csv"
 
 
-def redraw(folder: Path | str, out: Path | str) -> list[Path]:
+def redraw(folder: Path | str, out: Path | str, analysis: str | None = None) -> list[Path]:
     """Draw what the tables below ``folder`` allow, as PDF and PNG below ``out``, and return the files.
 
     Tables of ``<place>/tables/<analysis>`` become ``out/<place>/<figure>``, with the analysis in front of the name if
     it is not the one that the figure is made for, and with the task behind it if a table holds several. The training
-    histories of all runs below ``folder`` become one figure a task.
+    histories of all runs below ``folder`` become one figure a task. With an ``analysis`` named, only the figures that
+    read its tables are drawn, if there are any.
 
     Raises
     ------
     TableError
-        If nothing can be drawn, or, after all else is drawn, if some tables were damaged.
+        If nothing can be drawn and no analysis was named, or, after all else is drawn, if some tables were damaged.
     """
     folder, out = Path(folder), Path(out)
     paths: list[Path] = []
     errors: list[str] = []
-    jobs = [*_analyses(folder, errors), *_histories(folder, errors)]
-    for place, analysis, tables in jobs:
+    jobs = [*_analyses(folder, errors, analysis), *([] if analysis else _histories(folder, errors))]
+    for place, source, tables in jobs:
         for figure in names():
             module = import_module(f"figures.{figure}")
-            needed = module.TABLES.get(analysis, ())
+            needed = module.TABLES.get(source, ())
             if not needed or not set(needed) <= set(tables):
                 continue
-            stem = figure if next(iter(module.TABLES)) == analysis else f"{analysis}_{figure}"
+            stem = figure if next(iter(module.TABLES)) == source else f"{source}_{figure}"
             try:
                 for suffix, part in _by_task({name: tables[name] for name in needed}):
                     paths += save(module.draw(part), out / place / f"{stem}{suffix}")
             except TableError as error:
-                errors.append(f"{place / analysis}: {error}")
+                errors.append(f"{place / source}: {error}")
     if errors:
         drawn = f" ({len(paths)} files were drawn)" if paths else ""
         raise TableError("; ".join(errors) + drawn)
-    if not paths:
+    if not paths and analysis is None:
         raise TableError(
             f"expected tables/<analysis>/{PROVENANCE} or runs below {folder}, found none that a figure draws"
         )
@@ -58,9 +59,11 @@ def redraw(folder: Path | str, out: Path | str) -> list[Path]:
 Job = tuple[Path, str, dict[str, "pd.DataFrame"]]
 
 
-def _analyses(folder: Path, errors: list[str]) -> list[Job]:
+def _analyses(folder: Path, errors: list[str], only: str | None) -> list[Job]:
     """Place, analysis and tables of every analysis folder, sorted; shards of unfinished ones are passed over."""
     wanted = {analysis for figure in names() for analysis in import_module(f"figures.{figure}").TABLES}
+    if only is not None:
+        wanted &= {only}
     found: list[Job] = []
     for path in sorted(folder.rglob(PROVENANCE)):
         where = path.parent

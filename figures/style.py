@@ -89,7 +89,7 @@ def save(fig: Figure, stem: Path | str) -> list[Path]:
     engine = fig.get_layout_engine()
     if engine is not None:  # laid out once, so that the two files agree to the point
         fig.draw_without_rendering()
-        fig.set_layout_engine("none")
+        fig.set_layout_engine(None)
     paths = []
     for kind, keys in metadata.items():
         buffer = io.BytesIO()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from importlib import import_module
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -36,6 +39,20 @@ def torch_globals_stay():
     after = torch_globals()
     changed = {k: (before[k], after[k]) for k in before if before[k] != after[k]}
     assert not changed, f"the test changed torch's globals: {changed}"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Call ``python -m MODULE ARGUMENTS`` without a new interpreter; gives its exit code, stdout and stderr."""
+    from figures.command import run
+
+    def call(module: str, *arguments: object) -> CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            run(import_module(module).main, prog=f"python -m {module}")
+        return CompletedProcess(sys.argv, int(left.value.code or 0), *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -17,7 +15,7 @@ from analyses.checkpoint import open_checkpoint
 from analyses.errors import AnalysisError
 from analyses.options import Options
 
-OPTIONS = Options(samples=32, quiet=True)
+OPTIONS = Options(samples=16, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +38,10 @@ def test_the_centre_is_the_loss_of_the_deployed_model(lora, done):
     from figures.tables import read_table
 
     curves = read_table(lora.path / "tables" / "lines", "curves").frame
-    x, y = lora.data("train", 32)
+    x, y = lora.data("train", 16)
     with torch.no_grad():
         log_p = torch.log_softmax(lora.model(x).double(), dim=1)
-    by_hand = -log_p[torch.arange(32), y].mean().item()
+    by_hand = -log_p[torch.arange(16), y].mean().item()
     centre = curves[(curves.alpha == 0) & (curves.split == "train")]
     assert set(centre.space) == {"factors", "merged", "full"}
     assert centre[centre.space != "merged"].loss_nats.to_numpy() == pytest.approx(by_hand, abs=1e-9)
@@ -125,12 +123,7 @@ def test_flatter_under_one_radius_alone_is_undecided():
     assert rows.loc["all", "verdict"] == "does not hold"
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
-
-
-def test_the_command_reports_one_run_and_compares_two(done, tmp_path):
+def test_the_command_reports_one_run_and_compares_two(command, done, tmp_path):
     options = ["--samples", 16, "--directions", 2, "--points", 3, "--out", tmp_path]
     runs = [tmp_path / "runs" / run.name for run in (done.run("full"), done.run("adaptformer", 8, 1))]
     for source, copy in zip((done.run("full"), done.run("adaptformer", 8, 1)), runs, strict=True):
@@ -160,7 +153,7 @@ def test_the_command_reports_one_run_and_compares_two(done, tmp_path):
         (["analyses.gaussianity", "{weights}"], "--backbone and --task"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(done, tmp_path, arguments, text):
+def test_bad_input_is_one_line_and_exit_2(command, done, tmp_path, arguments, text):
     places = {"full": done.run("full"), "weights": done.run("full") / "trained.safetensors"}
     if "{weights}" in arguments:
         copied = tmp_path / "copied.safetensors"
@@ -169,7 +162,7 @@ def test_bad_input_is_one_line_and_exit_2(done, tmp_path, arguments, text):
     found = command(*(a.format(**places) for a in arguments), *(["--quiet"] if len(arguments) > 1 else []))
     assert found.returncode == 2
     assert text in found.stderr
-    assert "Traceback" not in found.stderr
+    assert found.stderr.count("\n") == 1
     assert found.stdout == ""
 
 
@@ -177,7 +170,7 @@ def test_weights_of_a_whole_network_are_a_checkpoint(done, full, tmp_path):
     """A plain safetensors file with its backbone and task named gives the same losses as the run it came from."""
     weights = tmp_path / "own.safetensors"
     weights.write_bytes((done.run("full") / "trained.safetensors").read_bytes())
-    options = Options(samples=32, quiet=True, backbone="vit_tiny32", task="digits")
+    options = Options(samples=16, quiet=True, backbone="vit_tiny32", task="digits")
     own = open_checkpoint(weights, options)
     x = full.data("test", 8)[0]
     with torch.no_grad():

@@ -204,6 +204,33 @@ def history() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def ways() -> pd.DataFrame:
+    rows = []
+    for way, hill in (("straight line", 1.6), ("Bezier curve of degree 2", 0.1)):
+        for split in SPLITS:
+            for a in np.linspace(0, 1, 21):
+                loss = 0.1 + 0.3 * a + 4 * hill * a * (1 - a) + (0.2 if split == "test" else 0)
+                rows.append(
+                    {
+                        "task": "digits", "first": "a", "second": "b", "way": way, "space": "merged", "split": split,
+                        "direction": -1, "alpha": a, "loss_nats": loss, "loss_se_nats": 0.05 * loss,
+                        "accuracy": np.exp(-loss), "accuracy_se": 0.02,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def trajectory() -> dict[str, pd.DataFrame]:
+    t = np.linspace(1, 0, 7)
+    x, y = 0.9 * t, 0.6 * np.sin(3 * t)
+    outside = 0.6 * (1 - t) * (t > 0)
+    norm = np.sqrt((x**2 + y**2) / (1 - outside))
+    places = pd.DataFrame(
+        {"checkpoint": [f"epoch {i}" for i in range(7)], "x": x, "y": y, "norm": norm, "outside_share": outside}
+    )
+    return {"checkpoints": places.assign(task="digits"), "points": surface(MODELS[:1], n=7)}
+
+
 def everything() -> dict[str, dict[str, pd.DataFrame]]:
     """By analysis, all tables that figures read."""
     return {
@@ -216,6 +243,8 @@ def everything() -> dict[str, dict[str, pd.DataFrame]]:
         "precision": {"points": precision()},
         "claims": {"claims": claims()},
         "history": {"history": history()},
+        "connectivity": {"ways": ways()},
+        "trajectory": trajectory(),
     }
 
 

@@ -54,7 +54,9 @@ def test_lazy_names_resolve_and_others_do_not():
 
 
 def test_every_file_but_the_helpers_is_a_figure():
-    expected = "claims curves flatness history noise precision surfaces surfaces_3d tradeoff weights"
+    expected = (
+        "claims connectivity curves flatness history noise precision surfaces surfaces_3d tradeoff trajectory weights"
+    )
     assert figures.names() == expected.split()
     for name in figures.names():
         module = import_module(f"figures.{name}")
@@ -132,6 +134,17 @@ def test_places_tasks_shards_and_damage(tmp_path: Path):
         redraw(tmp_path, tmp_path / "out")
     names = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.pdf"))
     assert names == ["runs/a/tradeoff_digits.pdf", "runs/a/tradeoff_folder-my-data.pdf"]
+
+
+def test_an_analysis_named_draws_its_own_figures_alone(tmp_path: Path):
+    for name in ("tradeoff", "precision"):
+        write_tables(tmp_path / "tables" / name, {"points": tradeoff()}, {})
+    (tmp_path / "history.csv").write_text("not read")
+    assert [p.name for p in redraw(tmp_path, tmp_path / "out", "tradeoff")] == ["tradeoff.pdf", "tradeoff.png"]
+    assert redraw(tmp_path, tmp_path / "out", "nothing that a figure reads") == []
+    (tmp_path / "tables" / "tradeoff" / "points.csv").write_text("a\n1\n")
+    with pytest.raises(TableError, match="checksum"):
+        redraw(tmp_path, tmp_path / "out", "tradeoff")
 
 
 def test_histories_of_runs_become_one_figure(tmp_path: Path):

@@ -1,0 +1,131 @@
+"""What the analyses of checkpoints share: each is measured by itself, then all are joined, drawn and printed.
+
+An analysis is a file with an ``ANALYSIS = Analysis(...)``, a dataclass of its own settings and a ``main`` that calls
+``ANALYSIS.run``; everything else in it is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from analyses.options import Options, settings_of
+from analyses.store import Tables, announce, cached, draw
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from _typeshed import DataclassInstance
+
+    from analyses.checkpoint import Checkpoint
+
+Spec = TypeVar("Spec", bound="DataclassInstance")
+OnStep = Callable[..., Any] | None
+"""Called after each step of a measurement; its arguments are of no account."""
+
+
+def _no_tables(tables: Tables) -> Tables:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis(Generic[Spec]):
+    """A question that is put to each checkpoint by itself and then to all of them together.
+
+    Parameters
+    ----------
+    name, part
+        Folders of tables: ``name`` of the joined ones, ``part`` of those below each checkpoint.
+    compute
+        ``compute(checkpoint, options, spec, on_step)``: the tables of one checkpoint and the facts about them for their
+        provenance (NUMERICS 28), under ``measured``.
+    derive
+        Further tables made from the joined ones.
+    shown
+        Tables that the command prints: the first of these names that there is.
+    steps, unit
+        How many steps the measurement of a checkpoint has, for the progress bar, and what a step is.
+    assumed
+        The settings in words, for the line that is said before the work begins.
+    settings
+        What of the options belongs to the identity of the tables.
+    facts
+        What every table's provenance says whatever was measured.
+    """
+
+    name: str
+    part: str
+    compute: Callable[[Checkpoint, Options, Spec, OnStep], tuple[Tables, dict[str, Any]]]
+    shown: tuple[str, ...]
+    steps: Callable[[Checkpoint, Spec], int]
+    assumed: Callable[[Options, Spec], str]
+    derive: Callable[[Tables], Tables] = _no_tables
+    unit: str = "points"
+    settings: Callable[[Options], dict[str, object]] = Options.settings
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+    def measure(self, checkpoint: Checkpoint, options: Options, spec: Spec, on_step: OnStep = None) -> Tables:
+        """The tables of one checkpoint; finished ones are read from below it."""
+
+        def compute() -> tuple[Tables, dict[str, Any]]:
+            tables, facts = self.compute(checkpoint, options, spec, on_step)
+            return tables, {**self.facts, **facts}
+
+        settings = {**self.settings(options), **settings_of(spec), "checkpoint": checkpoint.identity}
+        return cached(checkpoint.folder / "tables" / self.part, settings, compute)
+
+    def report(
+        self, checkpoints: Sequence[Checkpoint], options: Options, spec: Spec, out: Path, on_step: OnStep = None
+    ) -> Tables:
+        """Measure all; their tables one under another, and what is derived from them, lie in ``out/tables/<name>``."""
+        import pandas as pd
+
+        def compute() -> tuple[Tables, dict[str, Any]]:
+            parts = [self.measure(c, options, spec, on_step) for c in checkpoints]
+            joined = {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
+            return {**joined, **self.derive(joined)}, {**self.facts, **_joined_facts(checkpoints, self.part)}
+
+        settings = {**self.settings(options), **settings_of(spec), "checkpoints": [c.identity for c in checkpoints]}
+        return cached(out / "tables" / self.name, settings, compute)
+
+    def run(self, paths: Sequence[Path], options: Options, spec: Spec) -> Tables:
+        """The command: open the checkpoints, say what is assumed, measure, draw the figures, print the result."""
+        from analyses.checkpoint import open_all
+        from analyses.parallel import threads
+        from analyses.pilot import with_samples
+        from figures.command import emit, progress
+
+        opened, out = open_all(paths, options)
+        if options.rise_se is not None:
+            options = with_samples(opened, options, getattr(spec, "extent", 1.0))
+        total = sum(self.steps(c, spec) for c in opened)
+        said = f"{len(opened)} checkpoint(s), {self.assumed(options, spec)}: {total} {self.unit}"
+        announce(options.quiet, said)
+        with threads(options.threads_each()), progress(total, self.unit, options.quiet) as bar:
+            tables = self.report(opened, options, spec, out, lambda *_: bar.update())
+            bar.update(total - bar.n)  # what was found finished
+        draw(out, options.quiet, self.name)
+        emit(next(tables[name] for name in self.shown if name in tables), options.json)
+        return tables
+
+
+def _joined_facts(checkpoints: Sequence[Checkpoint], part: str) -> dict[str, Any]:
+    """What a table joined from the tables ``part`` of several checkpoints says of itself (NUMERICS 28).
+
+    The data of each task, and for each run its identity and the facts of its own measurement: images, baseline,
+    directions, policy, mode, dtype, device and cost.
+    """
+    from figures.tables import read_provenance
+
+    return {
+        "data_fingerprints": {c.task.name: c.task.fingerprint for c in checkpoints},
+        "runs": {
+            c.path.name: {
+                "identity": c.identity,
+                "measured": read_provenance(c.folder / "tables" / part).get("measured"),
+            }
+            for c in checkpoints
+        },
+    }

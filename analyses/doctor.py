@@ -1,0 +1,153 @@
+"""Can this checkpoint's landscape be trusted? ``python -m analyses.doctor CKPT [CKPT ...]``.
+
+Centre, restore, order, determinism, batch size, reduced precision and the share that moves, each passed or failed with
+its figure, in every space of the checkpoint; then a rescale that leaves the function as it is, and what each measure
+made of it: one that changes does not speak of the function. The last line is made for a figure's caption.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from analyses.command import Analysis
+from analyses.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from analyses.checkpoint import Checkpoint
+    from analyses.command import OnStep
+    from analyses.store import Tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """What is checked."""
+
+    extent: float = 0.5
+    """Alpha of the points away from the centre."""
+    factor: float = 4.0
+    """Of the function-preserving rescale."""
+
+
+def compute(checkpoint: Checkpoint, options: Options, spec: Doctor, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
+    """The checks of one checkpoint on its training images, a row a space and check; and the rescale, where known."""
+    import pandas as pd
+
+    from analyses.measure import labelled
+    from landscape.checks import examine, rescaled, to_frame
+
+    checks, scales, captions = [], [], []
+    for kind in checkpoint.spaces():
+        space = checkpoint.space(kind)
+        objective = checkpoint.objectives(space.model, ("train",), options)["train"]
+        report = to_frame(examine(objective, space, seed=options.seed, extent=spec.extent))
+        checks.append(labelled(report, checkpoint, space=kind))
+        line = caption(checkpoint, kind, report, objective.n, space.k)
+        captions.append(labelled(pd.DataFrame({"caption": [line]}), checkpoint, space=kind))
+        known = rescale(space.model, checkpoint.method, spec.factor)
+        if known:
+            what, factors = known
+            rows = pd.DataFrame(rescaled(measures(objective, options.seed), space, factors, objective))
+            scales.append(labelled(rows.assign(rescale=what, factor=spec.factor), checkpoint, space=kind))
+        if on_step:
+            on_step()
+    columns = ["measure", "unit", "before", "after", "ratio", "change_of_loss_nats", "rescale", "factor"]
+    empty = labelled(pd.DataFrame(columns=columns), checkpoint, space="")
+    tables = {"checks": checks, "rescale": scales or [empty], "captions": captions}
+    return {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}, {}
+
+
+def measures(objective: Any, seed: int) -> dict[str, Any]:
+    """What the rescale is tried on: relative measures, and absolute ones, which it shows not to be the function's."""
+    from landscape.curvature import Hessian, hutchinson, top_eigenvalues
+    from landscape.sharpness import get
+
+    def largest(space):
+        with Hessian(objective, space) as hessian:
+            return top_eigenvalues(hessian, 1, seed=seed).estimates()[0]
+
+    def trace(space):
+        with Hessian(objective, space) as hessian:
+            return hutchinson(hessian, max_products=8, seed=seed)
+
+    return {
+        "average sharpness, per filter": lambda s: get("average")(objective, s, seed=seed),
+        "worst case, elementwise adaptive": lambda s: get("adaptive")(objective, s, seed=seed),
+        "worst case, one step (SAM)": lambda s: get("sam")(objective, s, seed=seed),
+        "largest Hessian eigenvalue": largest,
+        "Hessian trace": trace,
+    }
+
+
+def rescale(model: torch.nn.Module, method: str, factor: float) -> tuple[str, Mapping[str, torch.Tensor]] | None:
+    """A rescale that is known to leave the function of this network as it is: in words, and the factors by tensor."""
+    import torch
+
+    for name, module in model.named_modules():
+        qkv, heads = getattr(module, "qkv", None), getattr(module, "num_heads", 0)
+        if not isinstance(qkv, torch.nn.Linear) or not heads or getattr(module, "fused_qk_norm", False):
+            continue
+        if not isinstance(getattr(module, "q_norm", torch.nn.Identity()), torch.nn.Identity):
+            continue  # a norm of queries takes any scale out again
+        rows, width = qkv.weight.shape[0] // 3, qkv.weight.shape[0] // 3 // heads
+        factors = torch.ones(qkv.weight.shape[0], device=qkv.weight.device)
+        factors[:width], factors[rows : rows + width] = factor, 1 / factor
+        found = {f"{name}.qkv.weight": factors[:, None]}
+        if qkv.bias is not None:
+            found[f"{name}.qkv.bias"] = factors
+        return f"query of the first head of {name} times {factor:g}, its key divided by it", found
+    return None
+
+
+def caption(checkpoint: Checkpoint, kind: str, checks, samples: int, k: int) -> str:
+    """The line for a figure's caption."""
+    failed = checks.check[checks.outcome == "fail"].tolist()
+    error = float(checks.figure[checks.check == "paired error"].iloc[0])
+    verdict = f"failed: {', '.join(failed)}" if failed else "centre, order, restore and determinism exact"
+    return (
+        f"{checkpoint.label}: {kind} space, {k:,} parameters move (filter-normalised), {samples} images, paired "
+        f"standard error of the rise {error:.2g} nats; {verdict}."
+    )
+
+
+ANALYSIS = Analysis(
+    name="doctor",
+    part="doctor-checks",
+    compute=compute,
+    shown=("checks",),
+    steps=lambda checkpoint, spec: len(checkpoint.spaces()),
+    assumed=lambda options, spec: f"{options.samples} training images, alpha {spec.extent:g}, rescale {spec.factor:g}",
+    unit="spaces",
+)
+
+
+def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Options(), doctor: Doctor = Doctor()) -> int:
+    """Check whether the landscape of each checkpoint can be trusted; exit code 1 if a check fails.
+
+    Parameters
+    ----------
+    checkpoints
+        Run folders, or weights of whole networks with --backbone and --task.
+    options
+        What every analysis takes.
+    doctor
+        What is checked.
+    """
+    from analyses.store import announce
+
+    tables = ANALYSIS.run(checkpoints, options, doctor)
+    announce(options.quiet, *tables["captions"].caption)
+    return int((tables["checks"].outcome == "fail").any())
+
+
+if __name__ == "__main__":
+    from figures.command import run
+
+    run(main, prog="python -m analyses.doctor")

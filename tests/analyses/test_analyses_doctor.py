@@ -1,0 +1,78 @@
+"""The doctor and the card of measures on a run, through their commands' functions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from analyses.checkpoint import open_checkpoint
+from analyses.doctor import ANALYSIS, Doctor, rescale
+from analyses.errors import AnalysisError
+from analyses.flatness import ANALYSIS as FLATNESS
+from analyses.flatness import Lines
+from analyses.options import Options
+from train.loop import fit
+from train.recipe import Recipe
+from train.spec import RunSpec
+from train.tasks import load
+
+OPTIONS = Options(samples=16, batch_size=16, quiet=True)
+SPEC = RunSpec(
+    task="digits", train_size=40, test_size=20, backbone="random:test_vit", img_size=32, dim=3, bits=1,
+    recipe=Recipe(epochs=1, batch_size=16, lr=2e-2, warmup_epochs=0),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    task = load("digits", train_size=40, test_size=20)
+    return open_checkpoint(fit(SPEC, task, tmp_path_factory.mktemp("runs"), quiet=True).path, OPTIONS)
+
+
+def test_the_doctor_checks_each_space_and_writes_a_caption(checkpoint):
+    tables = ANALYSIS.report([checkpoint], OPTIONS, Doctor(factor=256.0), checkpoint.folder)
+    checks = tables["checks"]
+    assert set(checks.space) == {"factors", "full"}
+    assert not (checks.outcome == "fail").any(), checks[checks.outcome == "fail"]
+    assert len(tables["captions"]) == 2
+    assert all("exact" in line for line in tables["captions"].caption)
+    scales = tables["rescale"]
+    assert (scales.change_of_loss_nats.abs() < 1e-3).all()
+    full = scales[scales.space == "full"].set_index("measure").ratio
+    relative, absolute = (abs(full[name] - 1) for name in ("average sharpness, per filter", "Hessian trace"))
+    # a large factor: attention carries little in a network that was hardly trained
+    assert relative < 1e-3
+    assert absolute > 1e-2
+
+
+def test_the_rescale_of_attention_leaves_the_function(checkpoint):
+    model = checkpoint.model
+    what, factors = rescale(model, "adaptformer", 8.0)
+    assert "query" in what
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    saved = {name: model.get_parameter(name).detach().clone() for name in factors}
+    with torch.no_grad():
+        before = model(x)
+        for name, factor in factors.items():
+            model.get_parameter(name).mul_(factor)
+        after = model(x)
+        for name, tensor in saved.items():
+            model.get_parameter(name).copy_(tensor)
+    assert torch.allclose(before, after, atol=1e-4)
+
+
+def test_the_card_of_measures_is_a_table_beside_the_lines(checkpoint):
+    spec = Lines(directions=1, points=3, measures="average, sam, eigenvalues, trace")
+    tables = FLATNESS.measure(checkpoint, OPTIONS, spec)
+    found = tables["measures"]
+    assert set(found.space) == {"factors", "full"}
+    assert found.value.notna().all()
+    assert (found.status != "failed").all(), found[found.status == "failed"].reason.tolist()
+    assert len(found[found.measure.str.contains("eigenvalue")]) == 10
+    blocks = tables["blocks"]
+    assert len(blocks) > 2
+
+
+def test_an_unknown_measure_is_one_line_with_the_nearest(checkpoint):
+    with pytest.raises(AnalysisError, match="did you mean 'average'"):
+        FLATNESS.measure(checkpoint, OPTIONS, Lines(directions=1, points=3, measures="avrage"))

@@ -1,0 +1,98 @@
+"""One plane however it is measured: serial, by workers, in shards, after a kill, to a requested error."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analyses.checkpoint import open_checkpoint
+from analyses.errors import AnalysisError
+from analyses.options import Options
+from analyses.surface import ANALYSIS, Plane, measure_shard
+from landscape import LandscapeError
+from train.loop import fit
+from train.recipe import Recipe
+from train.spec import RunSpec
+from train.tasks import load
+
+OPTIONS = Options(samples=16, batch_size=16, quiet=True)
+PLANE = Plane(points=5)
+SPEC = RunSpec(
+    task="digits", train_size=40, test_size=20, backbone="random:test_vit", img_size=32, dim=3, bits=1,
+    recipe=Recipe(epochs=1, batch_size=16, lr=2e-2, warmup_epochs=0),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    task = load("digits", train_size=40, test_size=20)
+    return fit(SPEC, task, tmp_path_factory.mktemp("runs"), quiet=True).path
+
+
+@pytest.fixture
+def fresh(run, tmp_path):
+    """The run's folder, without any tables."""
+    return shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("tables"))
+
+
+@pytest.fixture(scope="module")
+def serial(run):
+    return ANALYSIS.measure(open_checkpoint(run, OPTIONS), OPTIONS, PLANE)["points"]
+
+
+def test_rule_27_shards_join_to_the_serial_table_bit_for_bit(fresh, serial):
+    checkpoint = open_checkpoint(fresh, OPTIONS)
+    for shard in ("1/3", "2/3", "3/3"):
+        done = measure_shard([checkpoint], OPTIONS, replace(PLANE, shard=shard), None)
+        assert done.points.item() in (8, 9)
+    parts = fresh / "tables" / "plane" / "parts"
+    assert len(list(parts.glob("*/*.json"))) >= 3
+    table = ANALYSIS.measure(checkpoint, OPTIONS, PLANE)["points"]
+    assert table.to_csv() == serial.to_csv()
+    assert not parts.exists()
+
+
+def test_rule_27_a_shard_of_another_setting_is_refused(fresh):
+    checkpoint = open_checkpoint(fresh, OPTIONS)
+    folders = {}
+    for samples in (16, 12):
+        done = measure_shard([checkpoint], replace(OPTIONS, samples=samples), replace(PLANE, shard="1/2"), None)
+        folders[samples] = Path(done.parts.item())
+    assert folders[16] != folders[12]
+    for path in folders[12].glob("*.json"):
+        shutil.copy(path, folders[16] / f"theirs-{path.name}")
+    with pytest.raises(LandscapeError, match="not mixed"):
+        ANALYSIS.measure(checkpoint, OPTIONS, PLANE)
+
+
+def test_rule_2_workers_give_the_serial_table(fresh, serial):
+    table = ANALYSIS.measure(open_checkpoint(fresh, OPTIONS), replace(OPTIONS, workers="2"), PLANE)["points"]
+    assert table.to_csv() == serial.to_csv()
+
+
+def test_a_requested_error_leaves_cells_unevaluated_and_is_in_the_provenance(fresh, serial):
+    from figures.tables import read_provenance
+
+    checkpoint = open_checkpoint(fresh, OPTIONS)
+    table = ANALYSIS.measure(checkpoint, OPTIONS, replace(PLANE, points=15, error=0.05))["points"]
+    assert 0 < table.evaluated.sum() < len(table)
+    corner = table[(table.x == 1) & (table.y == 1)].reset_index()
+    assert np.array_equal(corner.loss_nats, serial[(serial.x == 1) & (serial.y == 1)].loss_nats)
+    facts = read_provenance(fresh / "tables" / "plane")["measured"]["factors"]["interpolation"]
+    assert max(facts["estimated_error"].values()) <= 0.05
+    assert facts["evaluated"] == table.evaluated.sum() / 2
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", ""])
+def test_a_wrong_shard_is_one_line(fresh, shard):
+    with pytest.raises(AnalysisError, match="expected --shard I/N"):
+        measure_shard([open_checkpoint(fresh, OPTIONS)], OPTIONS, replace(PLANE, shard=shard), None)
+
+
+def test_a_shard_of_an_adaptive_surface_is_refused(fresh):
+    with pytest.raises(AnalysisError, match="whole grid"):
+        measure_shard([open_checkpoint(fresh, OPTIONS)], OPTIONS, replace(PLANE, shard="1/2", error=0.01), None)
