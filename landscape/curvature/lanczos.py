@@ -1,0 +1,170 @@
+"""Block Lanczos with full re-orthogonalisation: the search that :mod:`landscape.curvature.eigen` runs.
+
+Thick restarts (Wu and Simon 2000) when the memory for the basis is used up; random directions in place of those that
+an invariant space lacks, so that multiple eigenvalues are found as often as they are there. P parameters, k wanted
+pairs, m basis vectors, B vectors a block.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.curvature.basis import Basis, Floats, inner, noise, norm, random_vector
+from landscape.curvature.operator import Operator
+from landscape.estimate import Status
+
+End = Literal["largest", "smallest", "magnitude"]
+
+
+class Lanczos:
+    """A V = V T + Q R: the basis V, the projected matrix T = V' A V, and by R how A V leaves the space.
+
+    Parameters
+    ----------
+    operator
+        Open.
+    k, end
+        How many pairs are wanted, and at which end.
+    tolerance
+        Of the residuals over ``scale``.
+    seed, block
+        Of the start block, and its size B.
+    capacity
+        How many vectors V and Q may have, at least 2 k + 2 B or P.
+
+    Attributes
+    ----------
+    scale
+        Largest magnitude of a Ritz value, an estimate of the operator's norm; NaN after a product that was not finite.
+    iterations, products, restarts, breakdowns
+        What was done so far.
+    """
+
+    def __init__(
+        self, operator: Operator, k: int, end: End, tolerance: float, seed: int, block: int, capacity: int
+    ) -> None:
+        self.operator, self.k, self.end, self.seed, self.block = operator, k, end, seed, block
+        self.basis = Basis(operator, capacity)
+        # What leaves the space by far less than the tolerance might as well not: it is then searched for more copies.
+        self._negligible = max(noise(operator), tolerance / 100)
+        self.t = np.zeros((0, 0))
+        self.leaving = np.zeros((0, 0))  # R, (B, m): zero but for the last block, or after a restart
+        self.scale = 0.0
+        self.iterations = self.products = self.restarts = self.breakdowns = 0
+        self._drawn = 0
+        self._starts = [0]  # where in the basis the vectors of each random start begin
+        self._refill()
+        self.breakdowns, self._starts = 0, [0]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every direction there is has been multiplied."""
+        return len(self.t) == self.operator.size
+
+    def run(self, promise: float, budget: int) -> Status:
+        """Go on until the wanted pairs promise residuals within ``promise * scale``, or the budget ends."""
+        while not (self.complete or self._promised(promise * self.scale)):
+            pending = self.basis.vectors[len(self.t) :]
+            if self.products + len(pending) > budget:
+                return "budget"
+            images = self._multiplied(pending)
+            self.iterations += 1
+            if not bool(images.isfinite().all()):
+                self.scale = math.nan
+                return "diverged"
+            self._extend(images)
+        return "converged"
+
+    def measure(self) -> tuple[Floats, Tensor, Floats]:
+        """Values, vectors and true residuals of the wanted pairs; NaN where the search diverged."""
+        if math.isnan(self.scale):
+            nothing = torch.full((self.k, self.operator.size), math.nan)
+            return np.full(self.k, math.nan), nothing.to(self.basis.vectors), np.full(self.k, math.nan)
+        _, columns = self._ritz(self.t)
+        turn = torch.from_numpy(columns[:, : self.k].T.copy()).to(self.basis.vectors)
+        vectors = turn @ self.basis.vectors[: len(self.t)]
+        images = self._multiplied(vectors)
+        # Rayleigh and Ritz once more within the k vectors, whose true images are known now.
+        projected = inner(vectors, images)
+        values, turned = self._ritz((projected + projected.T) / 2)
+        again = torch.from_numpy(turned.T.copy()).to(vectors)
+        vectors, images = again @ vectors, again @ images
+        residuals = [norm(a - value * v) for a, v, value in zip(images, vectors, values.tolist(), strict=True)]
+        return values, vectors, np.array(residuals)
+
+    def _multiplied(self, vectors: Tensor) -> Tensor:
+        self.products += len(vectors)
+        return self.operator.products(vectors)
+
+    def _extend(self, images: Tensor) -> None:
+        """Take the images of the pending vectors into T and their new directions into the basis."""
+        done, size = len(self.t), self.basis.size
+        inside, leaving = self.basis.append(images, self._negligible * self.scale)
+        self.leaving = np.zeros((len(leaving), size))
+        self.leaving[:, done:] = leaving
+        t = np.zeros((size, size))
+        t[:done, :done] = self.t
+        t[:, done:], t[done:, :] = inside, inside.T
+        # Rounding and the products' own errors make the corner not quite symmetric.
+        t[done:, done:] = (inside[done:] + inside[done:].T) / 2
+        self.t = t
+        self.scale = float(np.abs(np.linalg.eigvalsh(t)).max())
+        if size + 2 * self.block > self.basis.capacity < self.operator.size:
+            self._restart()
+        if self.basis.size - len(self.t) < self.block:
+            self._refill()
+
+    def _refill(self) -> None:
+        """Random directions in place of those that an invariant space does not have."""
+        most = min(len(self.t) + self.block, self.operator.size)
+        if self.basis.size < most:
+            self._starts.append(self.basis.size)
+            self.breakdowns += 1
+        while self.basis.size < most:
+            self.basis.append(random_vector(self.operator, self.seed, self._drawn)[None])
+            self._drawn += 1
+
+    def _restart(self) -> None:
+        """Keep the best Ritz vectors and the pending directions (thick restart)."""
+        done, pending = len(self.t), self.basis.size - len(self.t)
+        keep = min(max(2 * self.k, done // 2), self.basis.capacity - 2 * self.block)
+        values, columns = self._ritz(self.t)
+        turn = np.zeros((self.basis.size, keep + pending))
+        turn[:done, :keep] = columns[:, :keep]
+        turn[done:, keep:] = np.eye(pending)
+        self.basis.rotate(turn)
+        self.t = np.diag(values[:keep])
+        self.leaving = self.leaving @ columns[:, :keep]
+        self.restarts += 1
+        self._starts = [min(start, keep) for start in self._starts]
+
+    def _promised(self, within: float) -> bool:
+        """Whether the wanted pairs are expected to have residuals within a bound, and none better is left unseen."""
+        if len(self.t) < self.k:
+            return False
+        values, columns = self._ritz(self.t)
+        # ||A V s - theta V s|| = ||R s||
+        if (np.linalg.norm(self.leaving @ columns[:, : self.k], axis=0) > within).any():
+            return False
+        if not self.breakdowns:
+            return True
+        # A Krylov space has one vector of each eigenvalue. Each random start after a breakdown finds what is left, its
+        # own outermost first: there is no better one left when that is none of the wanted, or equals the last of them.
+        start = max(start for start in self._starts if start < len(self.t))
+        own, own_columns = self._ritz(self.t[start:, start:])
+        resolved = np.linalg.norm(self.leaving[:, start:] @ own_columns[:, 0]) <= within
+        return bool(resolved and self._key(own)[0] <= self._key(values)[self.k - 1] + within)
+
+    def _ritz(self, t: Floats) -> tuple[Floats, Floats]:
+        """Eigenvalues and vectors of a projected matrix, the wanted end first."""
+        values, columns = np.linalg.eigh(t)
+        order = np.argsort(-self._key(values), kind="stable")
+        return values[order], columns[:, order]
+
+    def _key(self, values: Floats) -> Floats:
+        return {"largest": values, "smallest": -values, "magnitude": np.abs(values)}[self.end]
