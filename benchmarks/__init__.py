@@ -1,0 +1,1 @@
+"""Timings beside other tools, each answer checked first: ``python -m benchmarks.landscape``."""

@@ -1,0 +1,110 @@
+"""Memory while a surface is drawn: what grows over many points, and how many copies of the moving tensors there are."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks._isolated import call
+from benchmarks._rows import Row
+from benchmarks._settings import Settings, Subjects
+
+_MIB = 1 << 20
+_WARM = 0.1
+SAMPLES = 64
+
+
+def memory_rows(subjects: Subjects, settings: Settings) -> list[Row]:
+    """From a process of its own, so that nothing else is in it."""
+    subject = subjects.whole()
+    inputs, targets = subject.data(SAMPLES)
+    job = {
+        "model": subject.model,
+        "names": subject.names,
+        "inputs": inputs,
+        "targets": targets,
+        "points": settings.points,
+    }
+    found = call("watched", job, module="_memory", limit=3600)
+    if not found.answer:
+        raise RuntimeError(f"the watched process ended: {found.error}")
+    answer = found.answer
+    moving = answer["moving_bytes"] / _MIB
+    return [
+        Row(
+            what=f"growth of resident memory over {settings.points:,} points, {subject.label}, {SAMPLES} images",
+            ours=answer["growth_bytes"] / _MIB,
+            unit="MiB",
+            compared_with="the moving tensors once",
+            theirs=moving,
+            kind="ours",
+            target=1.0,
+            note=f"after {answer['warm']} points; the largest between: {answer['peak_bytes'] / _MIB:.1f} MiB above",
+        ),
+        Row(
+            what=f"copies of the moving tensors beside the model, {subject.label}",
+            ours=answer["copies_bytes"] / answer["moving_bytes"],
+            unit="copies",
+            kind="ours",
+            target=3.0,
+            note=f"all tensors alive between two points but the model's and the data, over {moving:.1f} MiB: the saved "
+            "weights and two directions",
+        ),
+    ]
+
+
+def watched(job: dict[str, Any]) -> dict[str, Any]:
+    """The child's part: a plane of that many points, its memory read after each."""
+    from landscape.directions import orthogonal_pair
+    from landscape.objective import Objective
+    from landscape.space import Space
+    from landscape.surface import grid, plane
+
+    model = job["model"].eval()
+    objective = Objective(model, job["inputs"], job["targets"])
+    known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    known |= {job["inputs"].untyped_storage().data_ptr(), job["targets"].untyped_storage().data_ptr()}
+    space = Space(model, job["names"], kind="full")
+    dx, dy = orthogonal_pair(space, (0, 1))
+    moving = sum(c.numel() * c.element_size() for c in space.centre.values())
+    side = 2 * round(job["points"] ** 0.5 / 2) + 1
+    warm, resident, copies = round(_WARM * side**2), [], []
+
+    def on_point(done: int, of: int) -> None:
+        resident.append(_resident())
+        if done == warm:
+            copies.append(_alive(known))
+
+    plane(objective, space, dx, dy, *(2 * [grid(1.0, side)]), on_point=on_point)
+    after = resident[warm:]
+    return {
+        "moving_bytes": moving,
+        "warm": warm,
+        "growth_bytes": after[-1] - after[0],
+        "peak_bytes": max(after) - after[0],
+        "copies_bytes": copies[0],
+    }
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * _page()
+
+
+def _page() -> int:
+    import resource
+
+    return resource.getpagesize()
+
+
+def _alive(known: set[int]) -> int:
+    """Bytes of all tensors that Python holds, each storage once, but those that are known."""
+    seen: dict[int, int] = {}
+    for held in gc.get_objects():
+        if issubclass(type(held), torch.Tensor):
+            storage = held.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+    return sum(size for pointer, size in seen.items() if pointer not in known)
