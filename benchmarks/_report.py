@@ -77,11 +77,11 @@ def readme(sections: Mapping[str, Mapping[str, Any]]) -> str:
         "# Benchmarks",
         "",
         "Written by `python -m benchmarks.landscape --full-grids`; do not edit. `pip install -e '.[benchmark]'` brings "
-        "the other tools, but for landscaper: its dependencies ask for another NumPy, so it lives in an environment of its "
-        "own, named by `--landscaper`.",
+        "the other tools, but for landscaper: its dependencies ask for another NumPy, so it lives in an environment "
+        "of its own, named by `--landscaper`.",
         "",
         "Medians of alternated repeats. Seconds are those of the processor where one thread works (on an idle machine "
-        "they are those of the wall), so that other work on the machine does not count. Every answer is checked before its "
+        "they are those of the wall), so that other work here does not count. Every answer is checked before its "
         "time counts: surfaces against the reference and a loop, products and eigenpairs against forward-over-reverse "
         "differentiation, which shares no code with ours. Other tools are called as documented, unpatched.",
         "",
