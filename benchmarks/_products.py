@@ -70,7 +70,8 @@ def _in_passes(problem: Problem, target: float) -> list[Row]:
 
 def _beside_products(problem: Problem) -> list[Row]:
     settings = problem.settings
-    exact = problem.multiply()(vectors_of(0, 1, problem.size)[0])
+    # as many vectors as the tools draw: the first of one is not the first of several
+    exact = problem.multiply()(vectors_of(0, settings.products, problem.size)[0])
     ask = partial(problem.ask, "product", count=settings.products, limit=1800)
     ours: list[float] = []
     rows = []
