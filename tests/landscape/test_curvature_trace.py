@@ -33,10 +33,10 @@ def test_random_signs_are_exact_for_a_diagonal_matrix(values: list[float], seed:
 @pytest.mark.parametrize("spectrum", ["DECAYING", "FLAT"])
 @pytest.mark.parametrize("method", METHODS)
 def test_unbiased_over_seeds_with_an_honest_standard_error(method: str, spectrum: str):
-    """Rule 19, at a fixed budget: the mean of 150 estimates, and how far they scatter against what they say."""
+    """Rule 19, at a fixed budget: the mean of 60 estimates, and how far they scatter against what they say."""
     values = globals()[spectrum]
     operator, options = Explicit(symmetric(values)), {"sketch": 8} if method == "hutch_pp" else {}
-    found = [METHODS[method](operator, tolerance=1e-9, max_products=30, seed=s, **options) for s in range(150)]
+    found = [METHODS[method](operator, tolerance=1e-9, max_products=30, seed=s, **options) for s in range(60)]
     assert {e.status for e in found} == {"budget"}
     assert {e.cost["products"] for e in found} == {30.0}
     deviations = np.array([e.value for e in found]) - sum(values)
@@ -45,7 +45,7 @@ def test_unbiased_over_seeds_with_an_honest_standard_error(method: str, spectrum
     said = math.sqrt(np.mean([e.se**2 for e in found]))
     # XTrace's estimates with one probe left out share the others: where these catch most of the trace, as they do of a
     # decaying spectrum, their scatter says more than the error of the mean.
-    assert 0.8 < said / scatter < (4.0 if method == "xtrace" else 1.4)
+    assert 0.7 < said / scatter < (4.0 if method == "xtrace" else 1.5)
 
 
 def test_sketches_help_where_the_spectrum_decays():

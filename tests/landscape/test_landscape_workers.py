@@ -38,7 +38,7 @@ def same(a: tuple[dict, ...], b: tuple[dict, ...]) -> bool:
     return repr(a) == repr(b)
 
 
-@pytest.mark.parametrize("kind", [Mlp, ConvNet, TinyVit])
+@pytest.mark.parametrize("kind", [TinyVit, *(pytest.param(k, marks=pytest.mark.slow) for k in (Mlp, ConvNet))])
 def test_rule_2_processes_measure_what_a_serial_run_measures(kind):
     objective, space = setting(kind)
     pair = orthogonal_pair(space, (0, 1))
