@@ -32,9 +32,10 @@ def xtrace(
 
     whose mean over i is the value (sections 2.2 and 4.1 there, with the normalisation of rotation invariant probes).
 
-    Departures: probes are added until the standard error is reached. That is the jackknife's over probes and not the
-    scatter of the t_i, which are not independent: on explicit matrices the latter is down to 0.7 of the true error. An
-    operator whose rank is below the number of probes has its trace on Q, without error.
+    Departures: probes are added until the standard error is reached. That is the jackknife's over probes, which is no
+    smaller than the true one on average (Efron and Stein 1981): 1.1 to 3.5 times it on explicit matrices, most where
+    the spectrum decays fast. The scatter of the t_i, which are not independent, gives down to 0.7 of it. An operator
+    whose rank is below the number of probes has its trace on Q, without error.
 
     Parameters
     ----------
