@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analyses.checkpoint import Checkpoint
-    from analyses.options import Options
+    from analyses.options import Move, Options
     from landscape.estimate import Estimate
     from landscape.objective import Objective
     from landscape.space import Space
@@ -22,7 +22,7 @@ LARGEST = 5
 """Eigenvalues at the upper end."""
 
 
-def card(checkpoint: Checkpoint, options: Options, wanted: str, **space: Any) -> dict[str, pd.DataFrame]:
+def card(checkpoint: Checkpoint, options: Options, wanted: str, move: Move) -> dict[str, pd.DataFrame]:
     """Tables ``measures``, ``blocks`` and, if asked for, ``density``, of the training loss, a row a space and measure.
 
     Parameters
@@ -31,8 +31,8 @@ def card(checkpoint: Checkpoint, options: Options, wanted: str, **space: Any) ->
         Whose card, and on which images.
     wanted
         ``all``, or names with commas between them: sharpness measures, and eigenvalues, trace, density.
-    space
-        Of :meth:`analyses.checkpoint.Checkpoint.space`: head, gauge, weights.
+    move
+        What moves. Running statistics stay those of training: a gradient or a Hessian is taken at fixed ones.
 
     Raises
     ------
@@ -51,8 +51,8 @@ def card(checkpoint: Checkpoint, options: Options, wanted: str, **space: Any) ->
             known = (*names(), *CURVATURE)
             raise AnalysisError(f"unknown measure {name!r}{nearest(name, known)}; there are all, {', '.join(known)}")
     tables: dict[str, list[pd.DataFrame]] = {}
-    for kind in checkpoint.spaces(space.get("weights", "values")):
-        moving = checkpoint.space(kind, **space)
+    for kind in checkpoint.spaces(move.weights):
+        moving = checkpoint.space(kind, **{**move.of_space(), "batch_norm": "freeze"})
         objective = checkpoint.objectives(moving.model, ("train",), options)["train"]
         for table, frame in _measured(objective, moving, chosen, options.seed):
             tables.setdefault(table, []).append(labelled(frame, checkpoint, space=kind))

@@ -10,7 +10,7 @@ import functools
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from analyses.options import Gauge, Options, Weights
+    from analyses.options import BatchNorm, Gauge, Options, Weights
     from landscape.objective import Objective
     from landscape.space import Space
     from train.run import Run
@@ -96,13 +96,33 @@ class Checkpoint:
         return ["factors", "merged", "full"] if merged else ["factors", "full"]
 
     def space(
-        self, kind: str, *, head: bool = False, gauge: Gauge = "as-trained", weights: Weights = "values"
+        self,
+        kind: str,
+        *,
+        head: bool = False,
+        gauge: Gauge = "as-trained",
+        weights: Weights = "values",
+        vectors: Literal["zero", "vector", "element"] = "zero",
+        batch_norm: BatchNorm = "freeze",
     ) -> Space:
-        """The space of that kind, on the network of :meth:`network`; a 32-bit model moves by its values."""
-        from landscape.space import Space
+        """The space of that kind, on the network of :meth:`network`; a 32-bit model moves by its values.
+
+        Raises
+        ------
+        AnalysisError
+            As for the network, and for a mode of running statistics of a network that has none.
+        """
+        from landscape.batchnorm import statistics
+        from landscape.space import Policy, Space
 
         model, names = self.network(kind, head=head, gauge=gauge, weights=weights)
-        return Space(model, names, kind=kind, head=head, weights=weights if self.low_bit else "values")
+        if batch_norm != "freeze" and not statistics(model):
+            raise AnalysisError(f"{self.label} has no BatchNorm with running statistics: leave out --batch-norm")
+        if batch_norm == "perturb" and vectors == "zero":
+            raise AnalysisError("running statistics move as vectors do: --batch-norm perturb needs --vectors element")
+        policy = Policy(bias_and_norm=vectors)
+        kept = weights if self.low_bit else "values"
+        return Space(model, names, kind=kind, policy=policy, head=head, weights=kept, batch_norm=batch_norm)
 
     def network(
         self, space: str, *, head: bool = False, gauge: Gauge = "as-trained", weights: Weights = "values"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from analyses.command import Analysis
-from analyses.options import Gauge, Options, Weights, later
+from analyses.options import Move, Options, later
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ MODEL = ["task", "label", "method", "dim", "bits", "seed", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lines:
+class Lines(Move):
     """Which lines are drawn through each minimum."""
 
     directions: int = 5
@@ -37,12 +37,6 @@ class Lines:
     """The lines end at plus and minus this alpha (1: noise of the norm of each filter)."""
     points: int = 11
     """Points on a line, the centre among them; odd."""
-    head: bool = False
-    """Move the classification head too."""
-    gauge: Gauge = later("as-trained")
-    """Which of the pairs of low-rank factors with one product moves: the one training ended at, or the balanced one."""
-    weights: Weights = later("values")
-    """What of low-bit weights moves: the stored values, or latent weights that are quantised again (a staircase)."""
     measures: str | None = later(None)
     """Measure these too: all, or some of average, worst_case, adaptive, keskar, sam, noise_radius, basin_radius,
     eigenvalues, trace, density, with commas between them."""
@@ -55,16 +49,9 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Lines, on_step: OnSt
     from landscape.surface import grid
 
     alphas = grid(spec.extent, spec.points).tolist()
-    curves, facts = lines(
-        checkpoint, options, directions=spec.directions, alphas=alphas, head=spec.head, gauge=spec.gauge,
-        weights=spec.weights, on_point=on_step,
-    )  # fmt: skip
-    if spec.measures is None:
-        return {"curves": curves}, facts
-    return {
-        "curves": curves,
-        **card(checkpoint, options, spec.measures, head=spec.head, gauge=spec.gauge, weights=spec.weights),
-    }, facts
+    curves, facts = lines(checkpoint, options, spec, directions=spec.directions, alphas=alphas, on_point=on_step)
+    measured = {} if spec.measures is None else card(checkpoint, options, spec.measures, spec)
+    return {"curves": curves, **measured}, facts
 
 
 def summarise(curves: pd.DataFrame, split: str = "train") -> pd.DataFrame:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analyses.checkpoint import Checkpoint
-    from analyses.options import Gauge, Options, Weights
+    from analyses.options import Move, Options
 
 Measured = tuple["pd.DataFrame", dict[str, Any]]
 """Rows, and the facts about them that belong into the provenance (NUMERICS 28)."""
@@ -19,13 +19,11 @@ Measured = tuple["pd.DataFrame", dict[str, Any]]
 def lines(
     checkpoint: Checkpoint,
     options: Options,
+    move: Move,
     *,
     directions: int,
     alphas: Sequence[float],
     splits: Sequence[str] = ("train", "test"),
-    head: bool = False,
-    gauge: Gauge = "as-trained",
-    weights: Weights = "values",
     on_point: Callable[..., None] | None = None,
 ) -> Measured:
     """Loss along ``directions`` random filter-normalised lines in each space of a checkpoint.
@@ -38,16 +36,24 @@ def lines(
     from landscape.surface import line
 
     frames, facts = [], {}
-    for space in checkpoint.spaces(weights):
-        moving = checkpoint.space(space, head=head, gauge=gauge, weights=weights)
+    for space in checkpoint.spaces(move.weights):
+        moving = checkpoint.space(space, **move.of_space())
         objectives = checkpoint.objectives(moving.model, splits, options)
         curves = [
-            line(objectives, moving, draw(moving, options.seed + i), alphas, on_point=on_point)
+            line(
+                objectives,
+                moving,
+                draw(moving, options.seed + i),
+                alphas,
+                precision=move.precision,
+                workers=options.workers,
+                on_point=on_point,
+            )
             for i in range(directions)
         ]
         frames += [curve.to_frame() for curve in curves]
         every = [curve.provenance["directions"][0] for curve in curves]
-        facts[space] = {**curves[0].provenance, "directions": every, "gauge": gauge}
+        facts[space] = {**curves[0].provenance, "directions": every, "gauge": move.gauge}
     return labelled(pd.concat(frames, ignore_index=True), checkpoint), {"measured": facts}
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from analyses.command import Analysis
-from analyses.options import Gauge, Options, Weights, later
+from analyses.options import Move, Options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,19 +25,13 @@ MODEL_SPACE = ["task", "label", "method", "dim", "bits", "seed", "run", "space",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise:
+class Noise(Move):
     """How much noise, and how often it is drawn."""
 
     draws: int = 10
     """Draws of the noise for each checkpoint, the same for all levels and for models that share tensors."""
     levels: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
     """Norm of the noise as a share of the norm of each filter; 0 is the model itself."""
-    head: bool = False
-    """Put noise on the classification head too."""
-    gauge: Gauge = later("as-trained")
-    """Which of the pairs of low-rank factors with one product moves: the one training ended at, or the balanced one."""
-    weights: Weights = later("values")
-    """What of low-bit weights moves: the stored values, or latent weights that are quantised again (a staircase)."""
 
 
 def compute(checkpoint: Checkpoint, options: Options, spec: Noise, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
@@ -45,9 +39,8 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Noise, on_step: OnSt
     from analyses.measure import lines
 
     points, facts = lines(
-        checkpoint, options, directions=spec.draws, alphas=spec.levels, splits=("test",), head=spec.head,
-        gauge=spec.gauge, weights=spec.weights, on_point=on_step,
-    )  # fmt: skip
+        checkpoint, options, spec, directions=spec.draws, alphas=spec.levels, splits=("test",), on_point=on_step
+    )
     return {"points": points}, facts
 
 

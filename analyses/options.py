@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Gauge = Literal["as-trained", "balanced"]
 Weights = Literal["values", "requantised"]
+BatchNorm = Literal["freeze", "recalibrate", "perturb"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,34 @@ class Options:
 def later(default: Any) -> Any:
     """A field of settings that were published without it: at its default it leaves the identity of tables as it was."""
     return field(default=default, metadata={"later": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """What moves when weights are disturbed, and how it is evaluated; the settings of an analysis build on it."""
+
+    head: bool = False
+    """Move the classification head too."""
+    gauge: Gauge = later("as-trained")
+    """Which of the pairs of low-rank factors with one product moves: the one training ended at, or the balanced one."""
+    weights: Weights = later("values")
+    """What of low-bit weights moves: the stored values, or latent weights that are quantised again (a staircase)."""
+    vectors: Literal["zero", "vector", "element"] = later("zero")
+    """Biases, norm gains and running statistics: held still, each as one filter, or each entry by its own size."""
+    batch_norm: BatchNorm = later("freeze")
+    """Running statistics at moved weights: those of training, taken anew on the first split's images, or moved too."""
+    precision: Literal["auto", "float32"] = later("auto")
+    """auto: the device's reduced precision where a probe finds its error below a quarter of the paired one's."""
+
+    def of_space(self) -> dict[str, Any]:
+        """Arguments of :meth:`analyses.checkpoint.Checkpoint.space`."""
+        return {
+            "head": self.head,
+            "gauge": self.gauge,
+            "weights": self.weights,
+            "vectors": self.vectors,
+            "batch_norm": self.batch_norm,
+        }
 
 
 def settings_of(spec: DataclassInstance) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from analyses.command import Analysis
 from analyses.errors import AnalysisError
-from analyses.options import Gauge, Options, Weights, later
+from analyses.options import Move, Options, later
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from analyses.checkpoint import Checkpoint
     from analyses.command import OnStep
     from analyses.store import Tables
+    from landscape.directions import Direction
+    from landscape.objective import Objective
+    from landscape.space import Space
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plane:
+class Plane(Move):
     """Which plane is drawn through the minimum."""
 
     extent: float = 1.0
@@ -33,12 +36,8 @@ class Plane:
     """Points along an axis, the centre among them; odd."""
     space: Literal["own", "factors", "merged", "full"] = "own"
     """Which tensors move; own: the tensors of the method itself."""
-    head: bool = False
-    """Move the classification head too."""
-    gauge: Gauge = later("as-trained")
-    """Which of the pairs of low-rank factors with one product moves: the one training ended at, or the balanced one."""
-    weights: Weights = later("values")
-    """What of low-bit weights moves: the stored values, or latent weights that are quantised again (a staircase)."""
+    axes: Literal["random", "eigenvectors"] = later("random")
+    """Two random filter-normalised directions, or the two eigenvectors of largest curvature, of the same norms."""
     error: float | None = later(None)
     """Evaluate only as many points as this error asks for, such as 0.005 of the range drawn (99th percentile)."""
     shard: str | None = later(None)
@@ -96,22 +95,42 @@ def _plane(checkpoint: Checkpoint, options: Options, spec: Plane) -> tuple[str, 
 
     context()  # workers, if any, fork from a server that has imported timm
     kind = checkpoint.spaces()[0] if spec.space == "own" else spec.space
-    space = checkpoint.space(kind, head=spec.head, gauge=spec.gauge, weights=spec.weights)
+    space = checkpoint.space(kind, **spec.of_space())
     axis = grid(spec.extent, spec.points)
+    objectives = checkpoint.objectives(space.model, ("train", "test"), options)
     dx, dy = orthogonal_pair(space, (options.seed, options.seed + 1))
+    if spec.axes == "eigenvectors":
+        dx, dy = _eigenvectors(objectives["train"], space, (dx.norm, dy.norm), options.seed)
     # Measured points lie here until the table is whole: those of every grid and shard of one plane together.
     about = {name: value for name, value in asdict(spec).items() if name not in ("points", "extent", "error", "shard")}
     key = key_of({**options.settings(), **about, "checkpoint": checkpoint.identity})
     return kind, {
-        "objectives": checkpoint.objectives(space.model, ("train", "test"), options),
+        "objectives": objectives,
         "space": space,
         "dx": dx,
         "dy": dy,
         "xs": axis,
         "ys": axis,
+        "precision": spec.precision,
         "workers": options.workers,
         "store": checkpoint.folder / "tables" / "plane" / "parts" / key,
     }
+
+
+def _eigenvectors(objective: Objective, space: Space, norms: tuple[float, float], seed: int) -> list[Direction]:
+    """The two eigenvectors of the training loss of largest curvature, each of the norm of a filter-normalised one."""
+    from landscape.curvature import Hessian, top_eigenvalues
+
+    with Hessian(objective, space) as hessian:
+        found = top_eigenvalues(hessian, 2, seed=seed)
+        labels = [
+            f"eigenvector {rank}, {value:.4g} nats, residual {residual:.1g}"
+            for rank, (value, residual) in enumerate(zip(found.values, found.residuals, strict=True), 1)
+        ]
+        return [
+            hessian.direction(vector, label, norm=norm)
+            for vector, label, norm in zip(found.vectors, labels, norms, strict=True)
+        ]
 
 
 ANALYSIS = Analysis(
@@ -126,7 +145,7 @@ ANALYSIS = Analysis(
 
 
 def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Options(), plane: Plane = Plane()) -> None:
-    """Compute the loss surface around each checkpoint on a plane of two random filter-normalised directions.
+    """Compute the loss surface around each checkpoint on a plane of two directions.
 
     Parameters
     ----------

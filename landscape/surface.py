@@ -208,6 +208,7 @@ def plane_share(
     *,
     share: tuple[int, int],
     store: Path,
+    precision: Literal["float32", "auto"] = "float32",
     workers: str = "1",
     on_point: OnPoint | None = None,
 ) -> int:
@@ -216,10 +217,10 @@ def plane_share(
     :func:`plane` with the same ``store``, and the parts of the other shares beside them, gives the whole.
     """
     number, shares = share
-    points = [tuple(map(float, p)) for p in product(_coordinates("xs", xs), _coordinates("ys", ys))][
-        number - 1 :: shares
-    ]
+    axes = [_coordinates("xs", xs), _coordinates("ys", ys)]
+    points = _grid(axes)[number - 1 :: shares]
     probe = Probe(objectives, space, [dx, dy], ["x", "y"])
+    _choose(probe, precision, axes)
     with probe, open_workers(probe, workers) as compute:
         return len(measured(compute, points, Store(store, probe.identity()), on_point))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -74,3 +76,27 @@ def test_its_trained_tensors_are_weights_of_a_whole_network(checkpoint, tmp_path
     save_file(state, weights)
     with pytest.raises(TrainError, match=r"own\.safetensors: expected a tensor named bn1\.running_mean"):
         open_checkpoint(weights, options)
+
+
+@pytest.mark.parametrize(("mode", "vectors"), [("recalibrate", "zero"), ("perturb", "element")])
+def test_rule_4_the_mode_of_running_statistics_is_chosen_and_recorded(checkpoint, mode, vectors):
+    """Another mode gives another loss at a moved point, and the table says which; all is put back."""
+    from analyses.flatness import ANALYSIS, Lines
+
+    before = {name: tensor.clone() for name, tensor in checkpoint.model.state_dict().items()}
+    spec = Lines(directions=1, points=3, extent=0.05, vectors=vectors)
+    frozen, _ = ANALYSIS.compute(checkpoint, OPTIONS, spec, None)
+    moved, facts = ANALYSIS.compute(checkpoint, OPTIONS, replace(spec, batch_norm=mode), None)
+    assert facts["measured"]["full"]["mode"]["batch_norm"] == mode
+    ends = frozen["curves"].alpha != 0
+    assert moved["curves"].loss_nats.notna().all()
+    assert (frozen["curves"].loss_nats[ends] != moved["curves"].loss_nats[ends]).all()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in checkpoint.model.state_dict().items())
+
+
+def test_a_network_without_running_statistics_has_no_mode_of_them(checkpoint):
+    plain = replace(checkpoint, model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))
+    with pytest.raises(AnalysisError, match="no BatchNorm with running statistics"):
+        plain.space("full", head=True, batch_norm="recalibrate")
+    with pytest.raises(AnalysisError, match="--vectors element"):
+        checkpoint.space("full", batch_norm="perturb")

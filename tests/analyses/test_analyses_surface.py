@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -96,3 +97,19 @@ def test_a_wrong_shard_is_one_line(fresh, shard):
 def test_a_shard_of_an_adaptive_surface_is_refused(fresh):
     with pytest.raises(AnalysisError, match="whole grid"):
         measure_shard([open_checkpoint(fresh, OPTIONS)], OPTIONS, replace(PLANE, shard="1/2", error=0.01), None)
+
+
+def test_a_plane_along_eigenvectors_bends_by_the_eigenvalue(fresh):
+    """The second difference along the first axis is eigenvalue * norm^2 (along the second a ReLU has a kink there)."""
+    from figures.tables import read_provenance
+
+    checkpoint = open_checkpoint(fresh, OPTIONS)
+    spec = replace(PLANE, points=3, extent=0.005, axes="eigenvectors")
+    points = ANALYSIS.measure(checkpoint, OPTIONS, spec)["points"]
+    train = points[points.split == "train"].set_index(["x", "y"]).loss_nats
+    measured = read_provenance(fresh / "tables" / "plane")["measured"]["factors"]
+    assert abs(measured["cosine"]) < 1e-4
+    first = measured["directions"][0]
+    eigenvalue = float(re.search(r"eigenvector 1, (\S+) nats", first["normalisation"])[1])
+    bend = (train[0.005, 0.0] - 2 * train[0.0, 0.0] + train[-0.005, 0.0]) / 0.005**2
+    assert bend == pytest.approx(eigenvalue * first["norm"] ** 2, rel=0.02)
