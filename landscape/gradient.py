@@ -57,7 +57,8 @@ def differentiable(space: Space, *, twice: bool = False) -> Iterator[list[Tensor
 def gradient(objective: Objective, space: Space, rows: slice | None = None) -> tuple[float, dict[str, Tensor]]:
     """Mean loss over the rows (default: all) and its gradient, name -> tensor of the parameter's shape and dtype.
 
-    A tensor that the loss does not use has a zero gradient. ``.grad`` of the parameters is not touched.
+    A tensor that the loss does not use has a zero gradient. ``.grad`` of the parameters is not touched. The objective's
+    batch size is halved, with a warning, where memory runs out.
 
     Raises
     ------
@@ -66,17 +67,20 @@ def gradient(objective: Objective, space: Space, rows: slice | None = None) -> t
     """
     if objective.model is not space.model:
         raise LandscapeError("expected the objective on the model of the space, found another model")
-    rows = rows or slice(0, objective.n)
+    chosen = rows or slice(0, objective.n)
+    with differentiable(space) as parameters:
+        return objective.in_memory(lambda: _sums(objective, space, parameters, chosen))
+
+
+def _sums(objective: Objective, space: Space, parameters: list[Tensor], rows: slice) -> tuple[float, dict[str, Tensor]]:
     count, total = rows.stop - rows.start, 0.0
     sums = {name: torch.zeros_like(p) for name, p in space.parameters.items()}
-    with differentiable(space) as parameters:
-        for start in range(rows.start, rows.stop, objective.batch_size):
-            batch = slice(start, min(start + objective.batch_size, rows.stop))
-            loss = objective.losses(objective.logits(batch), batch).sum() / count
-            if loss.grad_fn is None:
-                raise LandscapeError("the loss does not depend on the space's tensors through differentiable steps")
-            total += float(loss.detach())
-            for name, g in zip(space.names, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
-                if g is not None:
-                    sums[name] += g
+    for batch in objective.batches(rows):
+        loss = objective.losses(objective.logits(batch), batch).sum() / count
+        if loss.grad_fn is None:
+            raise LandscapeError("the loss does not depend on the space's tensors through differentiable steps")
+        total += float(loss.detach())
+        for name, g in zip(space.names, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+            if g is not None:
+                sums[name] += g
     return total, sums

@@ -10,7 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from landscape.errors import LandscapeError
 from landscape.evaluation import Evaluation
 from landscape.guard import eval_mode, random_states
+from landscape.output import cross_entropy, log_probs_of, logits_of
 
 Inputs = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
+Result = TypeVar("Result")
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
@@ -135,9 +137,19 @@ class Objective:
         return first
 
     def _pass(self) -> Evaluation:
+        return self.in_memory(self._forward)
+
+    def in_memory(self, compute: Callable[[], Result]) -> Result:
+        """What ``compute()`` gives, which goes through the data by :attr:`batch_size`; halved until memory suffices.
+
+        Raises
+        ------
+        RuntimeError
+            What ``compute`` raises, if it is none of memory, or one sample needs too much.
+        """
         while True:
             try:
-                return self._forward()
+                return compute()
             except RuntimeError as error:
                 if self.batch_size == 1 or not any(text in str(error).lower() for text in _OUT_OF_MEMORY):
                     raise
@@ -162,9 +174,10 @@ class Objective:
                 losses.append(self._per_sample(logits, self.targets[rows].to(logits.device)))
         return self._evaluation(torch.cat(outputs), torch.cat(losses) if losses else None)
 
-    def batches(self) -> list[slice]:
-        """Rows of each batch, in order; the last one may be shorter."""
-        return [slice(i, min(i + self.batch_size, self.n)) for i in range(0, self.n, self.batch_size)]
+    def batches(self, rows: slice | None = None) -> list[slice]:
+        """Rows of each batch of all the data, or of some rows, in order; the last one may be shorter."""
+        first, end = (0, self.n) if rows is None else (rows.start, rows.stop)
+        return [slice(i, min(i + self.batch_size, end)) for i in range(first, end, self.batch_size)]
 
     def logits(self, rows: slice) -> Tensor:
         """The model's output for some rows, float32 or better, with its graph where gradients are enabled.
@@ -174,7 +187,7 @@ class Objective:
         LandscapeError
             If that is no tensor with a row for each sample.
         """
-        logits = _logits(self._call(rows))
+        logits = logits_of(self._call(rows))
         if logits.shape[0] != rows.stop - rows.start:
             raise LandscapeError(f"expected logits ({rows.stop - rows.start}, ...), found {tuple(logits.shape)}")
         return logits
@@ -184,8 +197,8 @@ class Objective:
         targets = self.targets[rows].to(logits.device)
         if self.loss is not None:
             return self._per_sample(logits, targets)
-        log_probs = _log_probs(logits)
-        return _cross_entropy(log_probs, targets.to(log_probs.device))
+        log_probs = log_probs_of(logits)
+        return cross_entropy(log_probs, targets.to(log_probs.device))
 
     def _call(self, rows: slice) -> Any:
         batch = {name: x[rows].to(self.device, non_blocking=True) for name, x in self._inputs.items()}
@@ -212,13 +225,13 @@ class Objective:
             raise LandscapeError(f"the default loss expects logits (N, C), found {tuple(logits.shape)}; give loss=")
         hit = log_probs = None
         if scores:
-            log_probs = _log_probs(logits)
+            log_probs = log_probs_of(logits)
         if scores and indices:
             targets = targets.long()
             hit = logits.argmax(dim=1) == targets
         if losses is None:
             assert log_probs is not None
-            losses = _cross_entropy(log_probs, targets.to(log_probs.device))
+            losses = cross_entropy(log_probs, targets.to(log_probs.device))
         loss = losses.detach().cpu().double().numpy()
         return Evaluation(
             loss=loss,
@@ -249,39 +262,6 @@ class Objective:
             if _equal(args, args2) and not _equal(out, out2):
                 return f"{name!r}" if name else "the model's own forward"
         return "not found in the first samples"
-
-
-def _log_probs(logits: Tensor) -> Tensor:
-    # Apple's devices have no float64.
-    return (logits.cpu() if logits.device.type == "mps" else logits).double().log_softmax(dim=1)
-
-
-def _cross_entropy(log_probs: Tensor, targets: Tensor) -> Tensor:
-    # Per sample, for class indices (N,) or class probabilities (N, C).
-    classes = log_probs.shape[1]
-    if targets.is_floating_point():
-        if targets.shape != log_probs.shape:
-            raise LandscapeError(
-                f"expected class indices (N,) or probabilities {tuple(log_probs.shape)}, "
-                f"found float targets {tuple(targets.shape)}"
-            )
-        # A class of target probability 0 adds nothing, even where its log-probability is -inf.
-        return -torch.where(targets == 0, 0.0, targets * log_probs).sum(dim=1)
-    if targets.ndim != 1 or int(targets.min()) < 0 or int(targets.max()) >= classes:
-        raise LandscapeError(
-            f"expected class indices (N,) from 0 to {classes - 1}, found shape {tuple(targets.shape)}, "
-            f"{int(targets.min())} to {int(targets.max())}"
-        )
-    return -log_probs.gather(1, targets[:, None]).squeeze(1)
-
-
-def _logits(output: Any) -> Tensor:
-    # In float32 or better.
-    if not isinstance(output, Tensor):
-        output = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if not isinstance(output, Tensor) or output.ndim == 0:
-        raise LandscapeError("expected the model to return logits, or something with `logits`; wrap it in a module")
-    return output if output.dtype in (torch.float32, torch.float64) else output.float()
 
 
 def _check_rows(tensors: Mapping[str, Any]) -> None:

@@ -7,15 +7,12 @@ The centre is evaluated once, at the untouched weights (NUMERICS 1). Every other
 from __future__ import annotations
 
 import hashlib
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 
 from landscape.batchnorm import recalibrate
@@ -25,6 +22,7 @@ from landscape.evaluation import Evaluation
 from landscape.guard import eval_mode
 from landscape.objective import Objective
 from landscape.precision import Probed, precision
+from landscape.provenance import of_objective, of_space
 from landscape.space import Space
 
 Objectives = Objective | Mapping[str, Objective]
@@ -157,34 +155,8 @@ class Probe:
         }
 
     def _facts(self) -> dict[str, Any]:
-        space = self.space
-        first = next(iter(space.parameters.values()))
-        return {
-            "policy": asdict(space.policy),
-            "space": {
-                "kind": space.kind,
-                "head": space.head,
-                "tensors": len(space.names),
-                "k": space.k,
-                "share": space.share,
-            },
-            "mode": {"eval": True, "batch_norm": space.batch_norm, "weights": space.weights},
-            "objectives": {
-                split: {
-                    "fingerprint": o.fingerprint,
-                    "samples": o.n,
-                    "batch_size": o.batch_size,
-                    "halvings": o.halvings,
-                    "loss": "cross entropy" if o.loss is None else getattr(o.loss, "__name__", type(o.loss).__name__),
-                }
-                for split, o in self.objectives.items()
-            },
-            "dtype": str(first.dtype).removeprefix("torch."),
-            "precision": self.precision.facts(),
-            "device": first.device.type,
-            "threads": torch.get_num_threads(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        }
+        data = {split: of_objective(objective) for split, objective in self.objectives.items()}
+        return {**of_space(self.space), "objectives": data, "precision": self.precision.facts()}
 
 
 def _common(space: Space, directions: Sequence[Direction]) -> Row:

@@ -6,7 +6,6 @@ row-major order. It is float64 where a parameter is, float32 otherwise. P parame
 
 from __future__ import annotations
 
-import platform
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor
 from landscape.directions import Direction, from_tensors
 from landscape.errors import LandscapeError
 from landscape.objective import Objective
+from landscape.provenance import of_objective, of_space
 from landscape.space import Space
 
 
@@ -151,19 +151,12 @@ class ModelOperator(Operator):
 
     def describe(self) -> dict[str, Any]:
         """What NUMERICS 28 asks a table to say, as plain data."""
-        objective, space = self.objective, self.space
-        loss, share = objective.loss, self.size / space.total
         return {
             **super().describe(),
+            **of_space(self.space),
             "surrogate": self.surrogate,
-            "space": {"kind": space.kind, "head": space.head, "tensors": len(space.names), "share": share},
-            "mode": {"eval": True, "batch_norm": "freeze", "weights": space.weights},
-            "data": {"fingerprint": objective.fingerprint, "samples": objective.n, "batch_size": objective.batch_size},
-            "loss": "cross entropy" if loss is None else getattr(loss, "__name__", type(loss).__name__),
-            "device": self.device.type,
-            "threads": torch.get_num_threads(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }  # fmt: skip
+            "data": of_objective(self.objective),
+        }
 
     def _open(self, stack: ExitStack) -> None:
         stack.enter_context(self.space)

@@ -6,12 +6,10 @@ Everything happens inside ``with Meter(...)``: eval mode, and all put back bit f
 from __future__ import annotations
 
 import math
-import platform
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from numbers import Integral, Real
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +26,7 @@ from landscape.evaluation import Evaluation
 from landscape.gradient import gradient
 from landscape.guard import eval_mode, random_states
 from landscape.objective import Objective
+from landscape.provenance import of_objective, of_space
 from landscape.space import Space, half
 
 Tensors = dict[str, Tensor]
@@ -91,12 +90,13 @@ class Meter:
         objective = self.objective
         self.space.move(self.direction(move), 1.0)
         self.forwards += (rows.stop - rows.start) / objective.n
-        found = []
+
+        def of_rows() -> list[NDArray[np.float64]]:
+            batches = objective.batches(rows)
+            return [objective.losses(objective.logits(b), b).cpu().double().numpy() for b in batches]
+
         with random_states(self.space.model), torch.no_grad():
-            for start in range(rows.start, rows.stop, objective.batch_size):
-                batch = slice(start, min(start + objective.batch_size, rows.stop))
-                found.append(objective.losses(objective.logits(batch), batch).cpu().double().numpy())
-        losses = np.concatenate(found)
+            losses = np.concatenate(objective.in_memory(of_rows))
         self.nonfinite_points += not np.isfinite(losses).all()
         return mean_and_error(losses)[0]
 
@@ -156,25 +156,9 @@ class Meter:
         )
 
     def _facts(self) -> dict[str, Any]:
-        objective, space = self.objective, self.space
-        first = next(iter(space.parameters.values()))
-        loss = objective.loss
-        return {
-            "baseline": {
-                "loss_nats": self.centre.mean_loss,
-                "loss_se_nats": self.centre.loss_se,
-                "accuracy": self.centre.accuracy,
-            },
-            "space": {"kind": space.kind, "head": space.head, "k": space.k, "share": space.share},
-            "policy": asdict(space.policy),
-            "mode": {"eval": True, "batch_norm": "freeze", "weights": space.weights},
-            "data": {"fingerprint": objective.fingerprint, "samples": objective.n, "batch_size": objective.batch_size},
-            "loss": "cross entropy" if loss is None else getattr(loss, "__name__", type(loss).__name__),
-            "dtype": str(first.dtype).removeprefix("torch."),
-            "device": first.device.type,
-            "threads": torch.get_num_threads(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        }
+        centre = self.centre
+        baseline = {"loss_nats": centre.mean_loss, "loss_se_nats": centre.loss_se, "accuracy": centre.accuracy}
+        return {"baseline": baseline, **of_space(self.space), "data": of_objective(self.objective)}
 
 
 def mean_and_error(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:

@@ -12,7 +12,8 @@ from landscape_nets import CLASSES, ConvNet, Mlp, TinyVit, data, everything, see
 from torch import nn
 from torch.nn import functional as F
 
-from landscape import LandscapeError, Objective
+from landscape import LandscapeError, Objective, Space
+from landscape.gradient import gradient
 
 
 class Given(nn.Module):
@@ -259,6 +260,25 @@ def test_out_of_memory_halves_the_batch_and_warns():
         e = o.check_deterministic()
     assert (o.batch_size, o.halvings) == (8, 2)
     np.testing.assert_allclose(e.loss, Objective(seeded(Mlp), x, y).evaluate().loss, rtol=1e-6)
+
+
+def test_out_of_memory_halves_the_batch_of_a_gradient():
+    class Small(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().forward(x)
+
+    x, y = data(Mlp)
+    model = seeded(Small)
+    o = Objective(model, x, y, batch_size=30)
+    with pytest.warns(RuntimeWarning, match="halved"):
+        loss, found = gradient(o, Space(model, [name for name, _ in model.named_parameters()]))
+    assert o.batch_size == 8
+    whole = F.cross_entropy(Mlp.forward(model, x).double(), y)
+    assert loss == pytest.approx(whole.item(), rel=1e-6)
+    for g, name in zip(torch.autograd.grad(whole, list(model.parameters())), found, strict=True):
+        torch.testing.assert_close(found[name], g, rtol=1e-4, atol=1e-7)
 
 
 def test_tuple_inputs():
