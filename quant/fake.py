@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from quant.quantizers import get
-from quant.quantizers.base import EPS, Grid, Quantizer
+from quant.quantizers.base import Grid, Quantizer
 
 
 def fake_quantize(w: Tensor, quantizer: Quantizer) -> Tensor:
@@ -96,7 +96,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, quantizer: Quantizer) -> Tensor:
         grid = quantizer.fit(w)
-        codes = grid.codes(w)
+        codes = grid.codes_of_finite(w)
         ctx.grid = grid
         ctx.save_for_backward(w, codes)
         return grid.values(codes).to(w.dtype)
@@ -104,13 +104,5 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grid: Grid = ctx.grid
         w, codes = ctx.saved_tensors
-        g, s = grad.to(grid.mean.dtype), grid.std
-        standard = grid.standardised(w)
-        # dL/dW_j = rho (g_j - gbar) + gbar + (W_j - m) / ((n-1) s) * sum_i g_i (q_i - rho w_i),   rho = s / (s + eps)
-        rho, gbar = s / (s + EPS), g.mean()
-        slope = (g * (grid.standard_values(codes) - rho * standard)).sum() / ((max(w.numel() - 1, 1)) * s)
-        slope = torch.where(s > 0, slope, torch.zeros_like(slope))  # a constant matrix has no scale to train
-        out = rho * (g - gbar) + gbar + standard * (s + EPS) * slope
-        return out.to(w.dtype), None
+        return ctx.grid.backward(grad, w, codes).to(w.dtype), None

@@ -61,7 +61,7 @@ class LowbitTensor:
             raise QuantError(
                 f"{self.name}: expected quantizer, codes and statistics at {self.bits} bits, and no values"
             )
-        get(self.quantizer, self.bits).grid(self.statistics)
+        get(self.quantizer, self.bits).grid(self.statistics, self.shape)
         codes = _check(self.name, "codes", self.codes, self.shape, torch.uint8)
         if int(codes.max()) >> self.bits:
             raise QuantError(f"{self.name}: expected codes below {1 << self.bits}, found {int(codes.max())}")
@@ -90,7 +90,7 @@ class LowbitTensor:
         assert self.quantizer is not None
         assert self.statistics is not None
         assert self.codes is not None
-        return get(self.quantizer, self.bits).grid(self.statistics).values(self.codes)
+        return get(self.quantizer, self.bits).grid(self.statistics, self.shape).values(self.codes)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,30 +1,27 @@
-"""What a quantiser is: it fits a grid to a matrix, and the grid turns weights into codes and codes into values.
+"""What a quantiser is: it fits a grid to a tensor, and the grid turns weights into codes and codes into values.
 
-The quantisers here standardise a whole matrix and look it up in a codebook (PAPER 1.2): with m the mean, s the unbiased
-standard deviation and eps = 1e-5, the code of W is the cell of (W - m) / (s + eps), and its value is v * s + m. Only m
-and s are stored beside the codes.
+Symbols: G groups of L entries, each with S statistics. A group is the whole tensor, a row, or N consecutive entries;
+every group has a grid of its own, and all that a file holds beside the codes are the S x G statistics.
 
-eps shrinks the standardised weights by s / (s + eps). The laws below hold where that is little beside half a cell:
-for s above 1.3e-3 at 8 bits, and for smaller s at fewer.
+A quantiser is a subclass with four functions on a block of groups, ``measure``, ``encode``, ``decode`` and
+``backward``. Most have them from :class:`quant.quantizers._affine.Affine`.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from quant.codebooks import Codebook, check_bits
+from quant.codebooks import check_bits
 from quant.errors import QuantError
 
-EPS = 1e-5
-
 LAWS = {
-    "monotone": "a larger weight has no lower code",
+    "monotone": "a larger weight of a group has no lower code",
     "identity": "the values of codes have these codes again on the same grid",
     "nearest": "the value of a weight is the nearest value of the grid",
     "scale": "c > 0 times a matrix has the same codes and c times the values",
@@ -35,25 +32,86 @@ LAWS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizer(ABC):
-    """A rule that turns any weight tensor into codes of ``bits`` bits, one grid for the whole tensor.
+    """A rule that turns any weight tensor into codes of ``bits`` bits.
 
-    A subclass gives ``name`` (its file's name), ``laws`` (those of :data:`LAWS` it obeys) and ``codebook``.
+    Parameters
+    ----------
+    bits
+        Of a code; within ``widths``.
+    scope
+        What shares a grid: empty (the whole tensor), ``row`` or ``group<N>``.
+    stored
+        How a statistic is stored; ``float16`` ones are rounded when the grid is fitted.
+
+    Attributes
+    ----------
+    kind, widths
+        The file's name, and the bits that it exists at.
+    trains
+        Whether it has a straight-through gradient.
+    learned
+        Whether its statistics are a parameter in training (a step that is trained) instead of fitted in every pass.
+    elementwise
+        Whether there is a code for each weight.
+
+    Raises
+    ------
+    QuantError
+        If it does not exist at these bits.
     """
 
-    name: ClassVar[str]
+    kind: ClassVar[str]
+    widths: ClassVar[range] = range(1, 9)
+    trains: ClassVar[bool] = True
+    learned: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
     bits: int
+    scope: str = ""
+    stored: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
+        if check_bits(self.bits) not in self.widths:
+            at = f"{self.widths[0]} to {self.widths[-1]}" if len(self.widths) > 1 else f"{self.widths[0]}"
+            raise QuantError(f"{self.kind} exists at {at} bits, found {self.bits}")
+
+    @property
+    def name(self) -> str:
+        """The string it is asked for by, ``NAME[/row|/group<N>][/f16]``."""
+        return "/".join([self.kind, *([self.scope] if self.scope else []), *(["f16"] * (self.stored == "float16"))])
+
+    @property
+    def levels(self) -> int:
+        """How many codes there are, 0 to levels - 1."""
+        return 2**self.bits
 
     @property
     @abstractmethod
     def laws(self) -> frozenset[str]:
         """The laws, of :data:`LAWS`, that hold at these bits; the conformance tests test just these."""
 
+    @property
     @abstractmethod
-    def codebook(self) -> Codebook:
-        """Values and boundaries for weights of mean 0 and standard deviation 1."""
+    def statistic_names(self) -> tuple[str, ...]:
+        """What is stored of each group; one name for a whole codebook, as ``value``, comes once a value."""
+
+    def group_length(self, shape: tuple[int, ...]) -> int:
+        """L, entries of a group; the last group may have fewer. A tensor of less than two axes is one row."""
+        n = math.prod(shape)
+        if self.scope == "row":
+            return n // shape[0] if len(shape) > 1 else n
+        return int(self.scope[len("group") :]) if self.scope else n
+
+    def groups(self, shape: tuple[int, ...]) -> int:
+        """G, the number of groups."""
+        return -(-math.prod(shape) // max(self.group_length(shape), 1))
+
+    def statistics_count(self, shape: tuple[int, ...]) -> int:
+        """How many statistics the grid of a tensor of that shape has."""
+        return len(self.statistic_names) * self.groups(shape)
+
+    def codes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the codes of a tensor of that shape."""
+        return tuple(shape)
 
     def fit(self, w: Tensor) -> Grid:
         """The grid of a tensor of any shape. A constant tensor, or one of a single entry, gets a grid of one value.
@@ -63,89 +121,150 @@ class Quantizer(ABC):
         Raises
         ------
         QuantError
-            If the tensor is empty or not of floats, holds a NaN or an infinity, or has no finite variance.
+            If the tensor is empty or not of floats, holds a NaN or an infinity, or its statistics are not finite.
         """
         if not w.is_floating_point() or w.numel() == 0:
             raise QuantError(f"expected a tensor of floats with entries, found {w.dtype} of shape {tuple(w.shape)}")
         w = w.detach()
         w = w if w.dtype == torch.float64 else w.float()
-        if w.numel() == 1:
-            mean, std = w.flatten()[0].clone(), w.new_zeros(())
-        else:
-            std, mean = torch.std_mean(w)  # Welford's update: exactly (0, w) where all entries are the same w
-        if not torch.isfinite(mean + std):
-            raise QuantError(
-                f"expected finite weights, found values from {w.min().item():.4g} to {w.max().item():.4g}, "
-                f"mean {mean.item():.4g}, standard deviation {std.item():.4g}"
-            )
-        return Grid(quantizer=self, mean=mean, std=std)
+        shape = tuple(w.shape)
+        parts = [self.measure(x) for (x,) in _blocks(self.group_length(shape), w)]
+        table = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        if self.stored == "float16":
+            table = table.half().to(w.dtype)
+        if not torch.isfinite(table).all():
+            raise QuantError(self._not_finite(w))
+        return Grid(quantizer=self, shape=shape, table=table)
 
-    def grid(self, statistics: Tensor) -> Grid:
-        """The grid again, from what was stored of it.
+    def grid(self, statistics: Tensor, shape: tuple[int, ...]) -> Grid:
+        """The grid of a tensor of that shape again, from what was stored of it.
 
         Raises
         ------
         QuantError
-            If the statistics are not two finite float32 with a standard deviation of at least 0.
+            If the statistics are not as many finite float32 as it needs, or of no use to it.
         """
-        if statistics.dtype != torch.float32 or statistics.shape != (2,):
+        count, names = self.statistics_count(shape), ", ".join(dict.fromkeys(self.statistic_names))
+        if statistics.dtype != torch.float32 or statistics.shape != (count,):
             found = f"{statistics.dtype} of shape {tuple(statistics.shape)}"
-            raise QuantError(f"expected 2 float32 statistics (mean, standard deviation), found {found}")
-        if not torch.isfinite(statistics).all() or statistics[1] < 0:
-            raise QuantError(
-                f"expected a finite mean and a standard deviation of at least 0, found {statistics.tolist()}"
-            )
-        mean, std = statistics.detach().clone().unbind()
-        return Grid(quantizer=self, mean=mean, std=std)
+            raise QuantError(f"expected {count} float32 statistics ({names}), found {found}")
+        table = statistics.detach().clone().view(len(self.statistic_names), -1)
+        if not torch.isfinite(table).all() or (wrong := self.refuse(table)):
+            wrong = wrong if torch.isfinite(table).all() else "all finite"
+            raise QuantError(f"expected statistics ({names}) {wrong}, found {_some(statistics)}")
+        return Grid(quantizer=self, shape=tuple(shape), table=table)
+
+    @abstractmethod
+    def measure(self, x: Tensor) -> Tensor:
+        """Statistics (S, G) of groups (G, L), before any rounding; not finite where the weights are not."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, table: Tensor) -> Tensor:
+        """Codes (uint8) of groups (G, L) on grids of statistics (S, G)."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor, table: Tensor) -> Tensor:
+        """Values of codes."""
+
+    def backward(self, grad: Tensor, x: Tensor, codes: Tensor, table: Tensor) -> Tensor:
+        """Straight-through gradient (G, L) in the weights of a loss whose gradient in the values is ``grad`` (G, L)."""
+        raise NotImplementedError(f"{self.kind} does not train")
+
+    def refuse(self, table: Tensor) -> str:
+        """What finite statistics (S, G) should have been, or nothing if they make a grid."""
+        return ""
+
+    def _not_finite(self, w: Tensor) -> str:
+        low, high = (w.min().item(), w.max().item())
+        if not math.isfinite(low + high):
+            return f"expected finite weights, found values from {low:.4g} to {high:.4g}"
+        std, mean = torch.std_mean(w, correction=min(w.numel() - 1, 1))
+        return (
+            f"expected weights whose statistics {self.stored} can hold, found values from {low:.4g} to {high:.4g}, "
+            f"mean {mean.item():.4g}, standard deviation {std.item():.4g}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Grid:
     """The values that one tensor may take.
 
-    quantizer: what made it. mean, std: 0-d, in the dtype that all is computed in (float32, or float64).
+    quantizer: what made it. shape: of the tensor. table: (S, G), in the dtype that all is computed in (float32, or
+    float64 where the tensor is).
     """
 
     quantizer: Quantizer
-    mean: Tensor
-    std: Tensor
+    shape: tuple[int, ...]
+    table: Tensor
 
     @property
     def statistics(self) -> Tensor:
-        """What is stored: (mean, std), float32, shape (2,)."""
-        return torch.stack([self.mean, self.std]).float()
+        """What is stored: float32, shape (S * G,), one statistic of all groups after the other."""
+        return self.table.flatten().float()
 
     def codes(self, w: Tensor) -> Tensor:
-        """Codes of weights, uint8, same shape; 0 is the lowest value, a tie goes to the lower code.
+        """Codes of weights, uint8; 0 is the lowest value, a tie goes to the lower code.
+
+        Where one grid serves the whole tensor, weights of any shape.
 
         Raises
         ------
         QuantError
             If a weight is NaN. An infinity gets the outermost code.
         """
-        _, boundaries = _tables(self.quantizer, self.mean.dtype, self.mean.device)
-        standard = self.standardised(w)
-        if torch.isnan(standard).any():
-            raise QuantError(f"expected finite weights, found {int(torch.isnan(standard).sum())} NaN of {w.numel()}")
-        return torch.bucketize(standard.contiguous(), boundaries, out_int32=True).to(torch.uint8)
+        if torch.isnan(w).any():
+            raise QuantError(f"expected finite weights, found {int(torch.isnan(w).sum())} NaN of {w.numel()}")
+        return self.codes_of_finite(w)
+
+    def codes_of_finite(self, w: Tensor) -> Tensor:
+        """``codes`` without a look for NaN."""
+        x = w.detach().to(self.table.dtype)
+        parts = [self.quantizer.encode(x, table) for x, table in self._groups(x)]
+        return _joined(parts).view(self.quantizer.codes_shape(tuple(w.shape)))
 
     def values(self, codes: Tensor) -> Tensor:
-        """Values of codes (uint8), same shape, in the dtype of the grid."""
-        return self.standard_values(codes) * self.std + self.mean
+        """Values of codes (uint8), in the dtype of the grid and the shape of the weights."""
+        parts = [self.quantizer.decode(k, table) for k, table in self._groups(codes)]
+        return _joined(parts).view(codes.shape if self.quantizer.elementwise else self.shape)
 
-    def standardised(self, w: Tensor) -> Tensor:
-        """The weights as the codebook sees them: (w - mean) / (std + eps)."""
-        return (w.detach().to(self.mean.dtype) - self.mean) / (self.std + EPS)
+    def backward(self, grad: Tensor, w: Tensor, codes: Tensor) -> Tensor:
+        """Straight-through gradient in the weights, from that in the values; dtype of the grid."""
+        grad, x = (t.to(self.table.dtype) for t in (grad, w.detach()))
+        parts = [self.quantizer.backward(g, x, k, table) for g, x, k, table in self._groups(grad, x, codes)]
+        return _joined(parts).view(w.shape)
 
-    def standard_values(self, codes: Tensor) -> Tensor:
-        """The codebook's values of codes, before they are scaled and shifted."""
-        values, _ = _tables(self.quantizer, self.mean.dtype, self.mean.device)
-        return values.index_select(0, codes.flatten().int()).view(codes.shape)
+    def _groups(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+        """Blocks of the tensors, (G, L), each with its columns of the table.
+
+        Raises
+        ------
+        QuantError
+            If there are several grids and the tensors are not of the shape that they were fitted to.
+        """
+        if self.table.shape[1] == 1:
+            return [(*(t.reshape(1, -1) for t in tensors), self.table)]
+        if tensors[0].numel() != math.prod(self.shape):
+            found = tuple(tensors[0].shape)
+            raise QuantError(f"expected as many weights as the grids were fitted to, {self.shape}, found {found}")
+        blocks = _blocks(self.quantizer.group_length(self.shape), *tensors)
+        tables = self.table.split([b[0].shape[0] for b in blocks], dim=1)
+        return [(*block, table) for block, table in zip(blocks, tables, strict=True)]
 
 
-@lru_cache(maxsize=64)
-def _tables(quantizer: Quantizer, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Values and boundaries on a device; kept, because training asks for them in every forward pass."""
-    codebook = quantizer.codebook()
-    values = torch.tensor(codebook.values, dtype=dtype, device=device)
-    return values, torch.tensor(codebook.boundaries, dtype=dtype, device=device)
+def _blocks(length: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """The tensors as (whole groups, length), then what is left as (1, fewer)."""
+    n = tensors[0].numel()
+    if n <= length:
+        return [tuple(t.reshape(1, -1) for t in tensors)]
+    flat, whole = [t.reshape(-1) for t in tensors], n - n % length
+    blocks = [tuple(t[:whole].view(-1, length) for t in flat)]
+    return blocks + [tuple(t[whole:].view(1, -1) for t in flat)] * (whole < n)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat([p.reshape(-1) for p in parts])
+
+
+def _some(statistics: Tensor) -> str:
+    shown = ", ".join(f"{s:.4g}" for s in statistics[:4].tolist())
+    return f"[{shown}{', ...' if statistics.numel() > 4 else ''}]"

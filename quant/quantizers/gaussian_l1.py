@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quant.codebooks import Codebook, gaussian
-from quant.quantizers.base import LAWS, Quantizer
+from quant.quantizers._affine import Standardised
+from quant.quantizers.base import LAWS
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianL1(Quantizer):
+class GaussianL1(Standardised):
     """Standardised matrix, values of least E|w - q| for normal weights."""
 
-    name = "gaussian_l1"
+    kind = "gaussian_l1"
 
     @property
     def laws(self) -> frozenset[str]:

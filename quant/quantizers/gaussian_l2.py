@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quant.codebooks import Codebook, gaussian
-from quant.quantizers.base import LAWS, Quantizer
+from quant.quantizers._affine import Standardised
+from quant.quantizers.base import LAWS
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianL2(Quantizer):
+class GaussianL2(Standardised):
     """Standardised matrix, values of least E(w - q)^2 for normal weights."""
 
-    name = "gaussian_l2"
+    kind = "gaussian_l2"
 
     @property
     def laws(self) -> frozenset[str]:

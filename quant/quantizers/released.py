@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quant.codebooks import Codebook, released
-from quant.quantizers.base import Quantizer
+from quant.quantizers._affine import Standardised
 
 
 @dataclass(frozen=True, kw_only=True)
-class Released(Quantizer):
+class Released(Standardised):
     """Standardised matrix, values as PAPER 1.1 iterates them.
 
     Departs from the released code on ties, which go to the lower code in training too (there: halfway between two).
     """
 
-    name = "released"
+    kind = "released"
 
     @property
     def laws(self) -> frozenset[str]:
