@@ -1,4 +1,4 @@
-"""Packed bits against one large integer written in little-endian bytes."""
+"""Packed codes against Python's whole numbers: of each group, or of the whole stream at powers of two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import quant.pack
 from quant.errors import QuantError
-from quant.pack import pack, packed_bytes, unpack
+from quant.pack import group, most_codes, pack, packed_bytes, unpack
 
 
 @st.composite
@@ -36,13 +36,51 @@ def test_unpack_is_the_inverse(case):
     np.testing.assert_array_equal(back, codes)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_chunks_meet(bits, monkeypatch):
-    codes = np.random.default_rng(0).integers(0, 2**bits, 75, dtype=np.uint8)
-    whole = pack(codes, bits)
-    monkeypatch.setattr(quant.pack, "_CHUNK", 16)
-    assert pack(codes, bits) == whole
-    np.testing.assert_array_equal(unpack(whole, bits, 75), codes)
+@st.composite
+def in_any_base(draw):
+    levels = draw(st.integers(2, 256))
+    return levels, np.array(draw(st.lists(st.integers(0, levels - 1), max_size=150)), dtype=np.uint8)
+
+
+@given(in_any_base())
+def test_packs_in_any_base_group_by_group(case):
+    levels, codes = case
+    bits = (levels - 1).bit_length()
+    count, size = group(levels)
+    expected = b""
+    for part in (codes[at : at + count] for at in range(0, len(codes), count)):
+        number = sum(int(c) * levels**i for i, c in enumerate(part))
+        short = next(m for m in range(9) if 256**m >= levels ** len(part))
+        expected += number.to_bytes(size if len(part) == count else short, "little")
+    assert pack(codes, bits, levels) == expected
+    assert len(expected) == packed_bytes(codes.size, bits, levels)
+    np.testing.assert_array_equal(unpack(expected, bits, codes.size, levels), codes)
+
+
+def test_the_groups_are_the_densest_of_at_most_eight_bytes():
+    assert (group(2), group(3), group(8), group(256)) == ((8, 1), (5, 1), (8, 3), (1, 1))
+    for levels in range(2, 257):
+        count, size = group(levels)
+        assert levels**count <= 256**size < levels ** (count + 1)
+        for m in range(1, 9):
+            worse = m * count - size * most_codes(levels, m)
+            assert worse > 0 or (worse == 0 and m >= size)
+
+
+def test_a_trit_takes_a_fifth_of_a_byte():
+    codes = np.array([2, 1, 0, 0, 2, 1, 2], dtype=np.uint8)
+    assert pack(codes, 2, 3) == bytes([2 + 1 * 3 + 2 * 81, 1 + 2 * 3])
+    assert packed_bytes(5_000_000, 2, 3) == 1_000_000
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 7, 8, 16, 32, 100, 128, 256])
+def test_chunks_meet(levels, monkeypatch):
+    bits = (levels - 1).bit_length()
+    codes = np.random.default_rng(0).integers(0, levels, 75, dtype=np.uint8)
+    whole = pack(codes, bits, levels)
+    monkeypatch.setattr(quant.pack, "_CHUNK", 40)
+    assert pack(codes, bits, levels) == whole
+    np.testing.assert_array_equal(unpack(whole, bits, 75, levels), codes)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -70,6 +108,16 @@ def test_defects_are_refused():
         unpack(b"\0", 4, 3)
     with pytest.raises(QuantError, match="expected zeros after the last"):
         unpack(b"\xf0", 4, 1)
+    with pytest.raises(QuantError, match="expected zeros after the last"):
+        unpack(b"\x08", 1, 3)
+    for data, count in ((bytes([243]), 5), (bytes([9]), 2)):
+        with pytest.raises(QuantError, match="no number beyond codes below 3"):
+            unpack(data, 2, count, 3)
+    with pytest.raises(QuantError, match=r"expected codes below 3 .2 bits., found 3"):
+        pack(np.array([3], dtype=np.uint8), 2, 3)
+    for levels in (0, 1, 5):
+        with pytest.raises(QuantError, match=f"expected 2 to 4 levels at 2 bits, found {levels}"):
+            pack(np.array([0], dtype=np.uint8), 2, levels)
     with pytest.raises(QuantError, match="found -8"):
         unpack(b"\0", -8, 1)
     with pytest.raises(QuantError, match="codes of 8 bits"):
