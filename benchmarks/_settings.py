@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks._subjects import Subject, opened, tiny, trained
+from benchmarks._subjects import TRAINED, Subject, opened, tiny, trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,9 @@ class Settings:
     products, points
         Products with the Hessian that its opening is spread over; points over which memory is watched.
     full_grids
-        Whether the error of adaptive surfaces is checked against all their points.
+        Whether the error of the whole adaptive surface is checked against all its points.
+    check_axis, check_samples, check_seeds
+        Points along an axis, images and planes a model where stated errors are checked on many surfaces.
     most
         An attempt of another tool is stopped after this many times our seconds (at least a minute).
     landscaper
@@ -38,13 +40,16 @@ class Settings:
     products: int = 20
     points: int = 1000
     full_grids: bool = False
+    check_axis: int = 25
+    check_samples: int = 64
+    check_seeds: int = 8
     most: float = 10.0
     landscaper: Path | None = None
 
 
 @dataclass(kw_only=True)
 class Subjects:
-    """The models by name: ``sharp``, ``calm``, ``lora``, ``adaptformer``.
+    """The models by name: ``sharp``, ``calm``, ``lora``, ``adaptformer``, ``onebit``.
 
     Attributes
     ----------
@@ -54,6 +59,8 @@ class Subjects:
         How long.
     runs
         Run folders to measure in place of ``sharp`` and ``calm``.
+    also
+        Run folders whose stated errors are checked too, on one surface of 128 images each.
     small
         Whether a tiny net stands for each of them.
     """
@@ -61,6 +68,7 @@ class Subjects:
     out: Path
     epochs: int
     runs: tuple[Path, ...] = ()
+    also: tuple[Path, ...] = ()
     small: bool = False
     made: dict[str, Subject] = field(default_factory=dict)
 
@@ -77,6 +85,12 @@ class Subjects:
     def adapters(self) -> list[Subject]:
         """Those whose curvature by the adapter's parameters is measured."""
         return [tiny("adapters")] if self.small else [self["lora"], self["adaptformer"]]
+
+    def checked(self, settings: Settings) -> list[tuple[Subject, int, int]]:
+        """Those whose stated errors are checked, each with its images and planes."""
+        names = ["sharp"] if self.small else list(TRAINED)
+        here = [(self[name], settings.check_samples, settings.check_seeds) for name in names]
+        return here + [(self._run(path), 2 * settings.check_samples, 1) for path in self.also]
 
     def __getitem__(self, name: str) -> Subject:
         if name not in self.made:

@@ -22,6 +22,7 @@ TRAINED = {
     "calm": {"backbone": "random:vit_tiny32", "method": "full"},
     "lora": {"backbone": "vit_tiny32", "method": "lora", "dim": 8},
     "adaptformer": {"backbone": "vit_tiny32", "method": "adaptformer", "dim": 8},
+    "onebit": {"backbone": "vit_tiny32", "method": "adaptformer", "dim": 8, "bits": 1},
 }
 """Trained here: by name, what of the specification is not that of every other."""
 

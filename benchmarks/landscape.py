@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from benchmarks._settings import Settings, Subjects
 
 Section = Literal[
-    "grid", "reference", "adaptive", "together", "surface tools", "products", "eigenvalues", "density", "memory"
-]
+    "grid", "reference", "adaptive", "errors", "images", "together", "surface tools",
+    "products", "eigenvalues", "density", "memory",
+]  # fmt: skip
 SECTIONS: tuple[Section, ...] = (
-    "grid", "reference", "adaptive", "together", "surface tools", "products", "eigenvalues", "density", "memory",
+    "grid", "reference", "adaptive", "errors", "images", "together", "surface tools",
+    "products", "eigenvalues", "density", "memory",
 )  # fmt: skip
 DESCRIPTION = """Time the landscape engine beside bare forward passes, the reference of Li et al. and other tools.
 
@@ -28,6 +30,7 @@ and .json and README.md below a folder, in which the sections measured now repla
 def main(
     sections: tuple[Section, ...] = SECTIONS,
     run: tuple[Path, ...] = (),
+    also: tuple[Path, ...] = (),
     full_grids: bool = False,
     quick: bool = False,
     tiny: bool = False,
@@ -44,6 +47,7 @@ def main(
     Args:
         sections: Which parts of the table.
         run: Run folders to measure in place of the trained models; of several, the first for curvature and memory.
+        also: Run folders to check the stated errors of too, such as one of another architecture.
         full_grids: Evaluate all points of the adaptive surfaces too, and give their true error.
         quick: Fewer images, points and repeats: whether everything runs, not how fast.
         tiny: A net of 322 parameters in place of the trained models; without targets.
@@ -65,15 +69,28 @@ def main(
 
     settings = Settings(full_grids=full_grids, landscaper=landscaper)
     if quick:
-        settings = replace(settings, samples=32, batch=32, repeats=2, block=3, axis=21, products=3, points=50)
+        settings = replace(
+            settings,
+            samples=32,
+            batch=32,
+            repeats=2,
+            block=3,
+            axis=21,
+            products=3,
+            points=50,
+            check_axis=9,
+            check_seeds=1,
+        )
     if samples is not None:
         settings = replace(settings, samples=samples)
     rows: dict[str, list[Row]] = {}
     with with_threads(threads or 1), _folder(models) as folder:
-        subjects = Subjects(out=folder, epochs=1 if quick else epochs, runs=run, small=tiny)
+        subjects = Subjects(out=folder, epochs=1 if quick else epochs, runs=run, also=also, small=tiny)
         for section in sections:
             say(f"section {section}")
-            about = facts({**asdict(settings), "landscaper": None, "epochs": subjects.epochs, "runs": len(run)})
+            about = facts(
+                {**asdict(settings), "landscaper": None, "epochs": subjects.epochs, "runs": len(run), "also": len(also)}
+            )
             rows[section] = measure(section, subjects, settings)
             if out is not None:  # section by section: what was measured is kept
                 write(out, {section: rows[section]}, about, SECTIONS)
@@ -84,12 +101,14 @@ def measure(section: Section, subjects: Subjects, settings: Settings) -> list[Ro
     """The rows of one section; of a tiny net without targets, which speak of real ones."""
     from dataclasses import replace
 
-    from benchmarks import _memory, _products, _spectra, _surfaces
+    from benchmarks import _errors, _memory, _products, _spectra, _surfaces
 
     measures: dict[Section, Callable[[Subjects, Settings], list[Row]]] = {
         "grid": _surfaces.grid_rows,
         "reference": _surfaces.reference_rows,
         "adaptive": _surfaces.adaptive_rows,
+        "errors": _errors.error_rows,
+        "images": _errors.image_rows,
         "together": _surfaces.together_rows,
         "surface tools": _surfaces.tool_rows,
         "products": _products.product_rows,

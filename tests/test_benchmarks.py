@@ -41,10 +41,11 @@ def test_the_reference_is_the_literal_surface():
 
 
 def test_the_command_measures_a_tiny_net(command):
-    done = command("benchmarks.landscape", "--tiny", "--quick", "--sections", "grid", "adaptive")
+    done = command("benchmarks.landscape", "--tiny", "--quick", "--sections", "grid", "adaptive", "errors", "images")
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert {row["section"] for row in rows} == {"grid", "adaptive"}
-    assert all(float(row["value"]) > 0 for row in rows)
+    assert {row["section"] for row in rows} == {"grid", "adaptive", "errors", "images"}
+    assert all(float(row["value"]) > 0 for row in rows if row["section"] != "errors")
+    assert all(float(row["value"]) >= 0 for row in rows)
 
 
 def test_tools_are_asked_for_products_with_the_vector_that_the_truth_is_of():
