@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from quant.quantizers.base import Grid
+
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64}
 """Types of plain values under their names in a file."""
 
@@ -66,9 +68,14 @@ class LowbitTensor:
     @classmethod
     def quantised(cls, name: str, w: Tensor, *, quantizer: str, bits: int) -> LowbitTensor:
         """The tensor as its quantiser stores it."""
-        grid = get(quantizer, bits).fit(w)
+        return cls.on_grid(name, w, get(quantizer, bits).fit(w))
+
+    @classmethod
+    def on_grid(cls, name: str, w: Tensor, grid: Grid) -> LowbitTensor:
+        """The tensor as a grid stores it that was fitted before, or trained."""
         codes, statistics = grid.codes(w).cpu(), grid.statistics.cpu()
-        return cls(name=name, shape=tuple(w.shape), bits=bits, quantizer=quantizer, codes=codes, statistics=statistics)
+        kind, bits = grid.quantizer.name, grid.quantizer.bits
+        return cls(name=name, shape=tuple(w.shape), bits=bits, quantizer=kind, codes=codes, statistics=statistics)
 
     @classmethod
     def plain(cls, name: str, w: Tensor) -> LowbitTensor:

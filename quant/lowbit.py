@@ -1,17 +1,14 @@
-"""The .lowbit container, version 0: what is deployed of a fine-tuned model, packed, checked on reading.
+"""The .lowbit container, version 1 (docs/lowbit.md): what is deployed of a fine-tuned model, packed and checked.
 
-Layout (little-endian): magic ``LOWB``; u16 version; u32 length of the header; the header, JSON in UTF-8, with
-``header`` (the writer's own) and ``tensors`` (name, shape, bits, quantizer, statistics: their count); the payload,
-tensor after tensor: packed codes then float32 statistics, or float32 values (32 bits); SHA-256 of all before it.
+Magic ``LOWB``; u16 version; length of the header; the header (quant.header); the sections: codes, statistics and values
+of the adapter, then those of the head; eight bytes of the SHA-256 of all before. Version 0 is read (quant.legacy).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import struct
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,243 +17,247 @@ import torch
 from torch import Tensor
 
 from figures.atomic import write_bytes
+from quant import legacy
+from quant.content import DTYPES, Lowbit, LowbitTensor
 from quant.errors import QuantError
-from quant.pack import pack, packed_bytes, unpack
+from quant.header import PARTS, Entry, decode_header, encode_header, is_head, sections
+from quant.pack import pack, unpack
 from quant.quantizers import get
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Sequence
 
-MAGIC, VERSION = b"LOWB", 0
-_PREFIX = struct.Struct("<4sHI")
-_DIGEST = hashlib.sha256().digest_size
-_MAX_DIMS = 8
+__all__ = ["Lowbit", "LowbitTensor", "from_bytes", "read_lowbit", "to_bytes", "write_lowbit"]
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LowbitTensor:
-    """One tensor: codes with the statistics of their grid (1 to 8 bits), or float32 values (32 bits).
-
-    Raises
-    ------
-    QuantError
-        If its parts do not fit together: shape, dtype, a code beyond the bits, statistics of no use to its quantiser.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    bits: int
-    quantizer: str | None = None
-    codes: Tensor | None = field(default=None, repr=False)
-    statistics: Tensor | None = field(default=None, repr=False)
-    values: Tensor | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.bits == 32:
-            if (self.quantizer, self.codes, self.statistics) != (None, None, None):
-                raise QuantError(f"{self.name}: expected no quantizer, codes or statistics at 32 bits")
-            _check(self.name, "values", self.values, self.shape, torch.float32)
-            return
-        if self.quantizer is None or self.statistics is None or self.values is not None:
-            raise QuantError(
-                f"{self.name}: expected quantizer, codes and statistics at {self.bits} bits, and no values"
-            )
-        get(self.quantizer, self.bits).grid(self.statistics, self.shape)
-        codes = _check(self.name, "codes", self.codes, self.shape, torch.uint8)
-        if int(codes.max()) >> self.bits:
-            raise QuantError(f"{self.name}: expected codes below {1 << self.bits}, found {int(codes.max())}")
-
-    @classmethod
-    def quantised(cls, name: str, w: Tensor, *, quantizer: str, bits: int) -> LowbitTensor:
-        """The tensor as its quantiser stores it."""
-        grid = get(quantizer, bits).fit(w)
-        codes, statistics = grid.codes(w).cpu(), grid.statistics.cpu()
-        return cls(name=name, shape=tuple(w.shape), bits=bits, quantizer=quantizer, codes=codes, statistics=statistics)
-
-    @classmethod
-    def plain(cls, name: str, w: Tensor) -> LowbitTensor:
-        """The tensor as float32 values."""
-        return cls(name=name, shape=tuple(w.shape), bits=32, values=w.detach().float().cpu().clone())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the payload."""
-        return _nbytes(math.prod(self.shape), self.bits, 0 if self.statistics is None else self.statistics.numel())
-
-    def dense(self) -> Tensor:
-        """The values, float32, bit-equal to those of the forward pass in training (float32, same device type)."""
-        if self.values is not None:
-            return self.values.clone()
-        assert self.quantizer is not None
-        assert self.statistics is not None
-        assert self.codes is not None
-        return get(self.quantizer, self.bits).grid(self.statistics, self.shape).values(self.codes)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Lowbit:
-    """A file's content: the writer's header (anything JSON) and the tensors, in order, under unique names."""
-
-    header: dict[str, Any]
-    tensors: list[LowbitTensor]
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each tensor in the payload. The file has its header and 42 bytes more: its size is the file's."""
-        return {t.name: t.nbytes for t in self.tensors}
-
-    def to_frame(self) -> pd.DataFrame:
-        """A row a tensor: name, shape, weights, bits, quantizer, size_bytes."""
-        import pandas as pd
-
-        columns = ("tensor", "shape", "weights", "bits", "quantizer", "size_bytes")
-        rows = [
-            (t.name, "x".join(map(str, t.shape)), math.prod(t.shape), t.bits, t.quantizer, t.nbytes)
-            for t in self.tensors
-        ]
-        return pd.DataFrame(rows, columns=list(columns))
-
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False)
+MAGIC, VERSION = b"LOWB", 1
+CHECKSUM = 8
+_START = struct.Struct("<4sH")
 
 
 def write_lowbit(path: Path | str, lowbit: Lowbit) -> None:
-    """Write the file whole or not at all; equal content gives equal bytes.
-
-    Raises
-    ------
-    QuantError
-        If two tensors share a name, or the header is not plain JSON.
-    """
-    if len({t.name for t in lowbit.tensors}) != len(lowbit.tensors):
-        raise QuantError(f"expected unique tensor names, found {[t.name for t in lowbit.tensors]}")
-    entries, payload = [], []
-    for t in lowbit.tensors:
-        stored = 0 if t.statistics is None else t.statistics.numel()
-        entries.append(
-            {"name": t.name, "shape": list(t.shape), "bits": t.bits, "quantizer": t.quantizer, "statistics": stored}
-        )
-        payload += [pack(t.codes.cpu(), t.bits)] if t.codes is not None else []
-        payload += [_float_bytes(x) for x in (t.statistics, t.values) if x is not None]
-    try:
-        header = {"header": lowbit.header, "tensors": entries}
-        text = json.dumps(header, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise QuantError(f"expected a header of plain JSON: {error}") from None
-    body = b"".join([_PREFIX.pack(MAGIC, VERSION, len(text)), text, *payload])
-    write_bytes(path, body + hashlib.sha256(body).digest())
+    """Write the file whole or not at all; equal content gives equal bytes. The errors are those of ``to_bytes``."""
+    write_bytes(path, to_bytes(lowbit))
 
 
 def read_lowbit(path: Path | str) -> Lowbit:
-    """Read and check a file. No more is read or allocated than the file is long, whatever its header promises.
+    """Read and check a file. No more is read or allocated than the file holds, whatever its header promises.
 
     Raises
     ------
     QuantError
-        If it is no such file, of another version, truncated, changed or contradicts itself; the text names the file.
+        If it is no such file, of a newer version, truncated, changed or contradicts itself; the text names the file.
     """
     path = Path(path)
     try:
-        return _read(path)
+        with path.open("rb") as file:
+            start = file.read(_START.size)
+            _version(start)  # before a foreign file of any size is read
+            return from_bytes(start + file.read())
     except QuantError as error:
         raise QuantError(f"{path}: {error}") from None
 
 
-def _read(path: Path) -> Lowbit:
-    total = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(_PREFIX.size)
-        if prefix[: len(MAGIC)] != MAGIC:
-            raise QuantError(f"expected a .lowbit file, which begins with {MAGIC!r}, found {prefix[: len(MAGIC)]!r}")
-        if len(prefix) < _PREFIX.size:
-            raise QuantError(f"expected at least {_PREFIX.size} bytes, found {total}: truncated")
-        _, version, length = _PREFIX.unpack(prefix)
-        if version != VERSION:
-            raise QuantError(f"expected version {VERSION} of the format, found {version}")
-        if (least := _PREFIX.size + length + _DIGEST) > total:
-            raise QuantError(f"expected at least {least} bytes by the length of the header, found {total}: truncated")
-        text = file.read(length)
-        header, entries = _parse(text)
-        expected = least + sum(_nbytes(math.prod(e["shape"]), e["bits"], e["statistics"]) for e in entries)
-        if expected != total:
-            raise QuantError(f"expected {expected} bytes by the header, found {total}: truncated or changed")
-        payload, digest = file.read(expected - least), file.read(_DIGEST)
-    if hashlib.sha256(prefix + text + payload).digest() != digest:
-        raise QuantError("expected the SHA-256 at the end of the file, found another: the content was changed")
-    tensors, at = [], 0
-    for e in entries:
-        size = _nbytes(math.prod(e["shape"]), e["bits"], e["statistics"])
-        tensors.append(_decode(e, payload[at : at + size]))
-        at += size
-    return Lowbit(header=header, tensors=tensors)
-
-
-def _parse(text: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The writer's header and the entries of the tensors, each known to have the right types and sizes.
+def to_bytes(lowbit: Lowbit) -> bytes:
+    """The file as bytes.
 
     Raises
     ------
     QuantError
-        If the text is not JSON, or a part of it is missing or out of its range.
+        If two tensors share a name, or the header is not plain data (see :mod:`quant.cbor`).
     """
-    try:
-        both = json.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise QuantError(f"expected a header of JSON: {error}") from None
-    if not isinstance(both, dict) or set(both) != {"header", "tensors"}:
-        raise QuantError("expected a header with 'header' and 'tensors' and nothing else")
-    header, entries = both["header"], both["tensors"]
-    if not isinstance(header, dict) or not isinstance(entries, list):
-        raise QuantError("expected an object as 'header' and a list as 'tensors'")
-    seen: set[str] = set()
+    if len({t.name for t in lowbit.tensors}) != len(lowbit.tensors):
+        raise QuantError(f"expected unique tensor names, found {[t.name for t in lowbit.tensors]}")
+    payload = []
+    for part in PARTS:
+        own = [t for t in lowbit.tensors if is_head(t.name, lowbit.header) == (part == "head")]
+        payload += [
+            pack(t.codes.cpu(), t.bits, get(t.quantizer or "", t.bits).levels) for t in own if t.codes is not None
+        ]
+        payload += [_statistic_bytes(t) for t in own if t.statistics is not None]
+        payload += [_value_bytes(t.values) for t in own if t.values is not None]
+    header = encode_header(lowbit.header, [t.entry() for t in lowbit.tensors])
+    body = b"".join([_START.pack(MAGIC, VERSION), _length_bytes(len(header)), header, *payload])
+    return body + checksum(body)
+
+
+def from_bytes(data: bytes) -> Lowbit:
+    """The content of a file of any version up to ours; the errors are those of ``read_lowbit``."""
+    if _version(data) == 0:
+        return _from_version_0(data)
+    header, entries, coded, at = open_header(data)
+    tensors: dict[str, LowbitTensor] = {}
+    sizes = sections(header, entries, coded)
+    for part in PARTS:
+        own = [e for e in entries if is_head(e.name, header) == (part == "head")]
+        parts = {}
+        for kind in ("codes", "statistics", "values"):
+            parts[kind] = data[at : at + sizes[part, kind]]
+            at += sizes[part, kind]
+        tensors |= {t.name: t for t in _decode(own, **parts)}
+    return Lowbit(header=header, tensors=[tensors[e.name] for e in entries])
+
+
+def open_header(data: bytes) -> tuple[dict[str, Any], list[Entry], list[Any], int]:
+    """Of a file of version 1: the writer's header, the table, what is coded, and where the sections begin.
+
+    Raises
+    ------
+    QuantError
+        As ``read_lowbit``: the checksum and all sizes are right afterwards.
+    """
+    body, found = data[:-CHECKSUM], data[-CHECKSUM:]
+    if len(data) < _START.size + CHECKSUM or checksum(body) != found:
+        raise QuantError(f"expected the checksum of its {len(data)} bytes at their end: truncated or changed")
+    length, at = _read_length(body, _START.size)
+    if length > len(body) - at:
+        raise QuantError(f"expected at least {at + length + CHECKSUM} bytes by the header's length, found {len(data)}")
+    header, entries, coded = decode_header(body[at : at + length], len(body) - at - length)
+    at += length
+    expected = at + sum(sections(header, entries, coded).values()) + CHECKSUM
+    if expected != len(data):
+        raise QuantError(f"expected {expected} bytes by the header, found {len(data)}: truncated or changed")
+    return header, entries, coded, at
+
+
+def checksum(body: bytes) -> bytes:
+    """The last bytes of a file: the first eight of the SHA-256 of all before them."""
+    return hashlib.sha256(body).digest()[:CHECKSUM]
+
+
+def _version(data: bytes) -> int:
+    if data[: len(MAGIC)] != MAGIC:
+        raise QuantError(f"expected a .lowbit file, which begins with {MAGIC!r}, found {data[: len(MAGIC)]!r}")
+    if len(data) < _START.size:
+        raise QuantError(f"expected at least {_START.size} bytes, found {len(data)}: truncated")
+    version = _START.unpack_from(data)[1]
+    if version > VERSION:
+        raise QuantError(f"expected version {VERSION} of the format or an earlier one, found {version}")
+    return version
+
+
+def _decode(entries: Sequence[Entry], codes: bytes, statistics: bytes, values: bytes) -> list[LowbitTensor]:
+    """The tensors of a part of the file, from the bytes of its three sections.
+
+    Raises
+    ------
+    QuantError
+        If they are not what the quantiser makes; the tensor is named.
+    """
+    tensors, at_code, at_statistic, at_value = [], 0, 0, 0
     for e in entries:
-        if not isinstance(e, dict) or set(e) != {"name", "shape", "bits", "quantizer", "statistics"}:
-            raise QuantError("expected name, shape, bits, quantizer and statistics of each tensor, found other fields")
-        name, shape, low = e["name"], e["shape"], e["bits"] != 32
-        if not isinstance(name, str) or name in seen:
-            raise QuantError(f"expected unique names of tensors, found {name!r}")
-        if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(_is_int(n, 1, 2**48) for n in shape):
-            raise QuantError(f"{name}: expected a shape of at most {_MAX_DIMS} sizes from 1, found {str(shape)[:80]}")
-        if not (_is_int(e["bits"], 1, 8) or _is_int(e["bits"], 32, 32)):
-            raise QuantError(f"{name}: expected bits from 1 to 8, or 32, found {str(e['bits'])[:80]}")
-        if not _is_int(e["statistics"], 0, 2**32) or not isinstance(e["quantizer"], str if low else type(None)):
-            raise QuantError(f"{name}: expected a quantizer and statistics below 32 bits, and a count of statistics")
-        seen.add(name)
-    return header, entries
+        try:
+            if isinstance(e.storage, str):
+                raw = values[at_value : at_value + e.value_bytes]
+                tensors.append(LowbitTensor.plain(e.name, _values(raw, e)))
+            else:
+                name, bits, levels, _ = e.storage
+                _check_fit(e)
+                dense = unpack(codes[at_code : at_code + e.code_bytes], bits, math.prod(e.codes), levels)
+                tensors.append(
+                    LowbitTensor(
+                        name=e.name,
+                        shape=e.shape,
+                        bits=bits,
+                        quantizer=name,
+                        codes=torch.from_numpy(dense).reshape(e.codes),
+                        statistics=_statistics(statistics[at_statistic : at_statistic + e.statistic_bytes], e),
+                    )
+                )
+        except QuantError as error:
+            raise QuantError(f"tensor {e.name!r}: {error}") from None
+        at_code, at_statistic, at_value = (
+            at_code + e.code_bytes,
+            at_statistic + e.statistic_bytes,
+            at_value + e.value_bytes,
+        )
+    return tensors
 
 
-def _decode(entry: dict[str, Any], data: bytes) -> LowbitTensor:
-    name, shape, bits = entry["name"], tuple(entry["shape"]), entry["bits"]
-    try:
-        if bits == 32:
-            if entry["statistics"]:
-                raise QuantError("expected no statistics at 32 bits")
-            return LowbitTensor(name=name, shape=shape, bits=32, values=_floats(data).reshape(shape))
-        end = len(data) - 4 * entry["statistics"]
-        codes = torch.from_numpy(unpack(data[:end], bits, math.prod(shape))).reshape(shape)
-        quantizer, statistics = entry["quantizer"], _floats(data[end:])
-        return LowbitTensor(name=name, shape=shape, bits=bits, quantizer=quantizer, codes=codes, statistics=statistics)
-    except QuantError as error:
-        raise QuantError(f"tensor {name!r}: {error}") from None
+def _check_fit(entry: Entry) -> None:
+    """Whether the file means by a quantiser's name what we do.
+
+    Raises
+    ------
+    QuantError
+        If it has other levels, statistics or codes.
+    """
+    assert not isinstance(entry.storage, str)
+    name, bits, levels, size = entry.storage
+    ours = get(name, bits)
+    count = ours.statistics_count(entry.shape)
+    known = (ours.levels, 2 if ours.stored == "float16" else 4, count, tuple(ours.codes_shape(entry.shape)))
+    if (found := (levels, size, entry.statistics, entry.codes)) != known:
+        raise QuantError(
+            f"expected of {name} at {bits} bits levels, bytes a statistic, statistics and shape of codes of {known}, "
+            f"found {found}"
+        )
 
 
-def _nbytes(count: int, bits: int, statistics: int) -> int:
-    return (4 * count if bits == 32 else packed_bytes(count, bits)) + 4 * statistics
+def _from_version_0(data: bytes) -> Lowbit:
+    header, parts = legacy.parse(data)
+    tensors = []
+    for entry, raw in parts:
+        shape, bits, end = tuple(entry["shape"]), entry["bits"], len(raw) - 4 * entry["statistics"]
+        try:
+            if bits == 32:
+                tensors.append(LowbitTensor.plain(entry["name"], _floats(raw, "<f4").reshape(shape)))
+                continue
+            codes = torch.from_numpy(unpack(raw[:end], bits, math.prod(shape))).reshape(shape)
+            quantizer, statistics = entry["quantizer"], _floats(raw[end:], "<f4")
+            tensors.append(
+                LowbitTensor(
+                    name=entry["name"], shape=shape, bits=bits, quantizer=quantizer, codes=codes, statistics=statistics
+                )
+            )
+        except QuantError as error:
+            raise QuantError(f"tensor {entry['name']!r}: {error}") from None
+    return Lowbit(header=header, tensors=tensors)
 
 
-def _check(name: str, what: str, x: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if x is None or tuple(x.shape) != tuple(shape) or x.dtype != dtype or not x.numel():
-        found = "nothing" if x is None else f"{x.dtype} of shape {tuple(x.shape)}"
-        raise QuantError(f"{name}: expected {what} of {dtype}, shape {tuple(shape)}, not empty, found {found}")
-    return x
+def _length_bytes(length: int) -> bytes:
+    """LEB128: seven bits a byte, the lowest first, the highest bit set in all bytes but the last."""
+    out = bytearray()
+    while length > 127:
+        out.append(length & 127 | 128)
+        length >>= 7
+    return bytes([*out, length])
 
 
-def _is_int(x: object, low: int, high: int) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and low <= x <= high
+def _read_length(data: bytes, at: int) -> tuple[int, int]:
+    length = 0
+    for shift in range(0, 35, 7):
+        if at == len(data):
+            break
+        byte, at = data[at], at + 1
+        length |= (byte & 127) << shift
+        if byte < 128:
+            return length, at
+    raise QuantError("expected the length of the header in at most 5 bytes, found no end of it")
 
 
-def _floats(data: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
+def _values(raw: bytes, entry: Entry) -> Tensor:
+    dtype = DTYPES[str(entry.storage)]
+    if dtype == torch.bfloat16:  # numpy has none
+        return torch.from_numpy(np.frombuffer(raw, dtype="<i2").astype(np.int16)).view(dtype).reshape(entry.shape)
+    return _floats(raw, f"<f{dtype.itemsize}").reshape(entry.shape)
 
 
-def _float_bytes(x: Tensor) -> bytes:
-    return x.detach().cpu().contiguous().numpy().astype("<f4").tobytes()
+def _statistics(raw: bytes, entry: Entry) -> Tensor:
+    return _floats(raw, f"<f{entry.storage[3]}").float()
+
+
+def _floats(raw: bytes, form: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(raw, dtype=form).astype(form.replace("<", "=")))
+
+
+def _value_bytes(x: Tensor) -> bytes:
+    x = x.detach().cpu().contiguous()
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().astype("<i2").tobytes()
+    return x.numpy().astype(f"<f{x.dtype.itemsize}").tobytes()
+
+
+def _statistic_bytes(tensor: LowbitTensor) -> bytes:
+    assert tensor.statistics is not None
+    half = get(tensor.quantizer or "", tensor.bits).stored == "float16"
+    return _value_bytes(tensor.statistics.half() if half else tensor.statistics)

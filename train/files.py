@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import nn
 
 from quant.fake import QuantLinear
 from quant.lowbit import Lowbit, LowbitTensor, read_lowbit, write_lowbit
-from train.methods import get
+from train.methods import get, head_names
 from train.run import LOWBIT, TRAINED
+from train.spec import RunSpec
 
 
 def write_weights(folder: Path, model: nn.Module, names: list[str], record: Mapping[str, Any]) -> None:
@@ -29,7 +30,7 @@ def write_weights(folder: Path, model: nn.Module, names: list[str], record: Mapp
     if not get(record["spec"]["method"]).whole:
         # grids are fitted where training fitted them: another device may round means and deviations otherwise
         tensors = [_stored(model, name, own[name]) for name in names]
-        write_lowbit(folder / LOWBIT, Lowbit(header=_header(record), tensors=tensors))
+        write_lowbit(folder / LOWBIT, Lowbit(header=_header(record, head_names(model)), tensors=tensors))
 
 
 def sizes(folder: Path, *, trained: list[str], head: list[str]) -> dict[str, int]:
@@ -56,13 +57,21 @@ def sizes(folder: Path, *, trained: list[str], head: list[str]) -> dict[str, int
     }
 
 
-def _header(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the shipped file says about itself: enough to put its tensors into the backbone that it names."""
-    kept = ("method", "dim", "bits", "quantizer", "scale", "head_bits", "backbone", "img_size", "inputs")
-    header = {name: record["spec"][name] for name in kept}
-    name, found, path = str(header["backbone"]).partition("@")
-    header["backbone"] = f"{name}@{Path(path).name}" if found else name
-    return {**header, "backbone_hash": record["fingerprints"]["backbone"], "classes": record["classes"]}
+def _header(record: Mapping[str, Any], head: Sequence[str]) -> dict[str, Any]:
+    """What the shipped file says about itself: enough to put its tensors into the backbone that it names.
+
+    ``head``: names of the head's tensors.
+    """
+    kept = ("method", "dim", "bits", "quantizer", "scale", "head_bits", "img_size", "inputs")
+    places = RunSpec.from_dict(record["spec"]).without_folders()
+    heads = {name.rpartition(".")[0] for name in head}
+    return {
+        **{name: record["spec"][name] for name in kept},
+        **{name: places[name] for name in ("backbone", "task")},
+        **({"head": sorted(heads)} if heads - {"head"} else {}),
+        "backbone_hash": record["fingerprints"]["backbone"],
+        "classes": list(record["classes"]),
+    }
 
 
 def _stored(model: nn.Module, name: str, latent: torch.Tensor) -> LowbitTensor:
@@ -70,5 +79,5 @@ def _stored(model: nn.Module, name: str, latent: torch.Tensor) -> LowbitTensor:
     owner, _, kind = name.rpartition(".")
     layer = model.get_submodule(owner)
     if isinstance(layer, QuantLinear) and kind == "weight":
-        return LowbitTensor.quantised(name, latent, quantizer=layer.quantizer, bits=layer.bits)
+        return LowbitTensor.on_grid(name, latent, layer.grid())
     return LowbitTensor.plain(name, latent)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import struct
-import tracemalloc
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ from hypothesis import strategies as st
 
 from quant.errors import QuantError
 from quant.fake import QuantLinear, fake_quantize
-from quant.lowbit import Lowbit, LowbitTensor, read_lowbit, write_lowbit
+from quant.lowbit import Lowbit, LowbitTensor, checksum, read_lowbit, to_bytes, write_lowbit
 from quant.quantizers import get, names
 
 on_disk = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -32,67 +29,70 @@ def content(seed: int = 0) -> Lowbit:
     return Lowbit(header={"method": "adaptformer", "scale": 0.1}, tensors=tensors)
 
 
-def forge(entries: list[dict], payload: bytes = b"", *, version: int = 0, text: bytes | None = None) -> bytes:
-    """A file with a right checksum, whatever it says."""
-    text = json.dumps({"header": {}, "tensors": entries}).encode() if text is None else text
-    body = b"LOWB" + struct.pack("<HI", version, len(text)) + text + payload
-    return body + hashlib.sha256(body).digest()
+def adaptformer(dim: int, quantizer: str, **header) -> Lowbit:
+    shapes = {"down": (dim, 768), "up": (768, dim)}
+    tensors = [
+        LowbitTensor.quantised(f"blocks.{i}.adapter.{part}.weight", torch.randn(shape), quantizer=quantizer, bits=1)
+        for i in range(12)
+        for part, shape in shapes.items()
+    ]
+    own = {
+        "method": "adaptformer", "dim": dim, "bits": 1, "quantizer": quantizer, "scale": 0.1, "head_bits": 32,
+        "inputs": "backbone", "img_size": None, "backbone": "vit_base_patch16_224.orig_in21k", "task": "folder:pets",
+        "backbone_hash": "".join(f"{i * 37 % 256:02x}" for i in range(32)),
+    }  # fmt: skip
+    return Lowbit(header={**own, **header}, tensors=tensors)
 
 
-def entry(**changes) -> dict:
-    return {"name": "w", "shape": [2, 2], "bits": 1, "quantizer": "gaussian_l1", "statistics": 2, **changes}
-
-
-GOOD = b"\x05" + struct.pack("<2f", 0.0, 1.0)
-
-
-def test_the_layout_read_by_hand(tmp_path):
-    path, lowbit = tmp_path / "a.lowbit", content()
-    write_lowbit(path, lowbit)
-    data = path.read_bytes()
-    magic, version, length = struct.unpack_from("<4sHI", data)
-    header = json.loads(data[10 : 10 + length])
-    payload, digest = data[10 + length : -32], data[-32:]
-    assert (magic, version, digest) == (b"LOWB", 0, hashlib.sha256(data[:-32]).digest())
-    assert header["header"] == {"method": "adaptformer", "scale": 0.1}
-    down, head, scale = lowbit.tensors
-    number = sum(int(c) << 3 * i for i, c in enumerate(down.codes.flatten()))
-    expected = number.to_bytes(8, "little") + struct.pack("<2f", *down.statistics.tolist())
-    assert payload == expected + struct.pack("<6f", *head.values.flatten().tolist()) + struct.pack("<f", 0.5)
-    assert lowbit.sizes() == {"adapter.down.weight": 16, "head.weight": 24, "scale": 4}
-    assert sum(lowbit.sizes().values()) == len(payload)
-    assert scale.shape == ()
-
-
-def test_rule_24_bytes_of_the_papers_adapter(tmp_path):
+def test_rule_24_the_papers_adapter_describes_itself_in_the_bytes_of_its_bare_payload():
     """PAPER 1.4: a layer is numel * b / 8 + 8 bytes; AdaptFormer h=1, b=1 is 2,496 bytes."""
-    layers = [torch.randn(*s) for _ in range(12) for s in ((1, 768), (768, 1))]
-    tensors = [LowbitTensor.quantised(f"{i}", w, quantizer="released", bits=1) for i, w in enumerate(layers)]
-    lowbit = Lowbit(header={}, tensors=tensors)
-    assert sum(lowbit.sizes().values()) == 2496
-    write_lowbit(tmp_path / "a.lowbit", lowbit)
-    size = (tmp_path / "a.lowbit").stat().st_size
-    assert size == 2496 + 42 + struct.unpack_from("<I", (tmp_path / "a.lowbit").read_bytes(), 6)[0]
+    assert sum(adaptformer(1, "released").sizes().values()) == 2496
+    assert len(to_bytes(adaptformer(1, "gaussian_l1/f16"))) <= 2496
+    imported = adaptformer(1, "released")
+    del imported.header["backbone_hash"]
+    assert len(to_bytes(imported)) <= 2496 + 64
+    assert len(to_bytes(adaptformer(32, "gaussian_l1/f16"))) <= 12 * 2 * (768 * 32 // 8 + 4) + 96
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("name", names())
+def exists(name: str, bits: int) -> bool:
+    try:
+        return bool(get(name, bits))
+    except QuantError:
+        return False
+
+
+KINDS = [(n, b) for n in names() for b in range(1, 9) if exists(n, b)]
+KINDS += [
+    (f"{n}{scope}", b)
+    for n in names()
+    for scope in ("/f16", "/row", "/group7/f16")
+    for b in (1, 2, 3, 8)
+    if exists(f"{n}{scope}", b)
+]
+
+
+@pytest.mark.parametrize(("name", "bits"), KINDS)
 def test_rule_26_a_file_holds_the_values_of_training_bit_for_bit(tmp_path, bits, name):
     layer = QuantLinear(13, 5, bits=bits, quantizer=name)
     with torch.no_grad():
         layer.weight[0, 0] = layer.weight.mean()
-    tensor = LowbitTensor.quantised("w", layer.weight, quantizer=name, bits=bits)
+    tensor = LowbitTensor.on_grid("w", layer.weight, layer.grid())
     write_lowbit(tmp_path / "w.lowbit", Lowbit(header={}, tensors=[tensor]))
     (back,) = read_lowbit(tmp_path / "w.lowbit").tensors
-    assert torch.equal(back.dense(), fake_quantize(layer.weight, get(name, bits)))
     assert torch.equal(back.dense(), layer.deployed().weight)
+    assert torch.equal(back.dense(), layer.grid().values(layer.grid().codes(layer.weight)))
+    if not get(name, bits).learned:
+        assert torch.equal(LowbitTensor.quantised("w", layer.weight, quantizer=name, bits=bits).dense(), back.dense())
+        assert torch.equal(back.dense(), fake_quantize(layer.weight, get(name, bits)))
     assert (back.name, back.shape, back.bits, back.quantizer) == ("w", (5, 13), bits, name)
 
 
 @on_disk
 @given(
     header=st.dictionaries(
-        st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5), max_size=4
+        st.text(max_size=5),
+        st.none() | st.booleans() | st.integers(-(2**64), 2**64 - 1) | st.text(max_size=5),
+        max_size=4,
     ),
     shapes=st.lists(st.lists(st.integers(1, 5), max_size=4), max_size=4),
     bits=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 32]),
@@ -123,6 +123,51 @@ def test_values_that_are_no_numbers_survive(tmp_path):
     assert (dense[0] == math.inf, bool(dense[1].isnan()), bool(dense[2].signbit())) == (True, True, True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_plain_values_keep_their_type(tmp_path, dtype):
+    w = torch.randn(3, 5, dtype=torch.float64).to(dtype)
+    write_lowbit(
+        tmp_path / "a", Lowbit(header={}, tensors=[LowbitTensor.plain("h", w), LowbitTensor.plain("s", w[0, 0])])
+    )
+    back, scalar = read_lowbit(tmp_path / "a").tensors
+    assert back.dense().dtype == dtype
+    assert torch.equal(back.dense(), w)
+    assert torch.equal(scalar.dense(), w[0, 0])
+    assert (back.bits, back.nbytes) == (8 * dtype.itemsize, 15 * dtype.itemsize)
+
+
+def test_what_cannot_be_stored_plainly_is_refused():
+    with pytest.raises(QuantError, match=r"n: expected values of torch\.float64, .*found torch\.int64"):
+        LowbitTensor.plain("n", torch.tensor([1]))
+    with pytest.raises(QuantError, match="not empty"):
+        LowbitTensor.plain("n", torch.zeros(0))
+
+
+def test_without_its_head_a_file_names_no_classes():
+    with_head = content()
+    rest = Lowbit(header={**with_head.header, "classes": ["a", "b"]}, tensors=with_head.tensors).without_head()
+    assert rest.header == with_head.header
+    assert [t.name for t in rest.tensors] == ["adapter.down.weight", "scale"]
+
+
+def test_tensors_of_adapter_and_head_may_be_mixed(tmp_path):
+    tensors = content().tensors
+    mixed = (
+        [
+            tensors[1],
+            tensors[0],
+            LowbitTensor.quantised("head.w", torch.randn(4, 5), quantizer="nf", bits=2),
+            tensors[2],
+        ]
+        if "nf" in names()
+        else [tensors[1], tensors[0], tensors[2]]
+    )
+    write_lowbit(tmp_path / "a", Lowbit(header={}, tensors=mixed))
+    back = read_lowbit(tmp_path / "a").tensors
+    assert [t.name for t in back] == [t.name for t in mixed]
+    assert all(torch.equal(a.dense(), b.dense()) for a, b in zip(back, mixed, strict=True))
+
+
 def test_equal_content_gives_equal_bytes_and_replaces(tmp_path):
     for name in ("a", "b", "b"):
         write_lowbit(tmp_path / name, content())
@@ -140,17 +185,92 @@ def test_every_truncation_and_extension_is_refused(tmp_path):
             read_lowbit(path)
 
 
-@on_disk
-@given(data=st.data())
-def test_every_flipped_bit_is_refused(tmp_path, data):
+def test_every_flipped_bit_is_refused(tmp_path):
     path = tmp_path / "a.lowbit"
     write_lowbit(path, content())
-    raw = bytearray(path.read_bytes())
-    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    path.write_bytes(raw)
-    with pytest.raises(QuantError, match=r"a\.lowbit: ") as caught:
+    whole = path.read_bytes()
+    for at in range(8 * len(whole)):
+        raw = bytearray(whole)
+        raw[at // 8] ^= 1 << at % 8
+        path.write_bytes(raw)
+        with pytest.raises(QuantError, match=r"a\.lowbit: ") as caught:
+            read_lowbit(path)
+        assert "\n" not in str(caught.value)
+
+
+def resealed(data: bytes) -> bytes:
+    """With a right checksum, whatever it says."""
+    return data + checksum(data)
+
+
+@on_disk
+@given(data=st.data())
+def test_a_changed_file_with_a_right_checksum_is_an_error_or_a_file(tmp_path, data):
+    raw = bytearray(to_bytes(content())[:-8])
+    at = data.draw(st.integers(6, len(raw) - 1))
+    raw[at] ^= 1 << data.draw(st.integers(0, 7))
+    raw = raw[: data.draw(st.sampled_from([len(raw), len(raw) - 1]))]
+    path = tmp_path / "a.lowbit"
+    path.write_bytes(resealed(bytes(raw)))
+    try:
+        assert len(read_lowbit(path).tensors) == 3
+    except QuantError:  # any other exception fails the test
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            lambda d: resealed(b"LOWB" + struct.pack("<H", 2) + d[6:-8]),
+            "version 1 of the format or an earlier one, found 2",
+        ),
+        (lambda d: resealed(d[:-9]), "expected [0-9]+ bytes"),
+        (lambda d: resealed(d[:-8] + b"\0"), "expected [0-9]+ bytes by the header"),
+        (lambda d: resealed(d[:6]), "no end of it"),
+        (lambda d: resealed(d[:6] + b"\xff\xff\xff\xff\x0f" + d[7:-8]), "at least 4294967"),
+        (lambda d: resealed(d[:6] + b"\xff" * 9 + d[7:-8]), "no end of it"),
+        (lambda d: resealed(d[:7] + b"\xff" * 5 + d[12:-8]), "DEFLATE"),
+    ],
+)
+def test_files_that_contradict_themselves_are_refused(tmp_path, change, text):
+    path = tmp_path / "bad.lowbit"
+    path.write_bytes(change(to_bytes(content())))
+    with pytest.raises(QuantError, match=rf"bad\.lowbit: .*{text}"):
         read_lowbit(path)
-    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"levels": 3}, "tensor 'w': .*found \\(3, 4, 2, "),
+        ({"stored": 2}, "tensor 'w'|expected [0-9]+ bytes by the header"),
+        ({"name": "gaussian_l7"}, "unknown quantizer 'gaussian_l7'.*nearest: gaussian_l"),
+        ({"statistics": 3}, "tensor 'w'"),
+        ({"codes": (2, 1)}, "tensor 'w'"),
+    ],
+)
+def test_a_quantiser_that_is_not_ours_is_refused(tmp_path, change, text, monkeypatch):
+    import quant.content
+    from quant.header import Entry
+
+    original = quant.content.LowbitTensor.entry
+
+    def forged(self) -> Entry:
+        e = original(self)
+        name, bits, levels, stored = e.storage
+        storage = (change.get("name", name), bits, change.get("levels", levels), change.get("stored", stored))
+        statistics, codes = change.get("statistics", e.statistics), change.get("codes", e.codes)
+        return Entry(name=e.name, shape=e.shape, storage=storage, statistics=statistics, codes=codes)
+
+    tensor = LowbitTensor.quantised("w", torch.randn(2, 2), quantizer="gaussian_l1", bits=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(quant.content.LowbitTensor, "entry", forged)
+        data = to_bytes(Lowbit(header={}, tensors=[tensor]))[:-8]
+    more = 4 * (change.get("statistics", 2) - 2)
+    (tmp_path / "a").write_bytes(resealed(data + bytes(more)))
+    with pytest.raises(QuantError, match=text):
+        read_lowbit(tmp_path / "a")
 
 
 @on_disk
@@ -159,85 +279,6 @@ def test_foreign_files_are_refused(tmp_path, data, with_magic):
     path = tmp_path / "foreign"
     path.write_bytes(b"LOWB" * with_magic + data)
     with pytest.raises(QuantError, match="foreign: "):
-        read_lowbit(path)
-
-
-@on_disk
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=3),
-        lambda x: st.lists(x) | st.dictionaries(st.sampled_from(["header", "tensors", "name"]), x),
-    )
-)
-def test_any_json_as_header_is_an_error_or_a_file(tmp_path, value):
-    path = tmp_path / "a"
-    path.write_bytes(forge([], text=json.dumps(value).encode()))
-    try:
-        assert read_lowbit(path).tensors == []
-        assert value["tensors"] == []
-    except QuantError:
-        pass
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"LOWB" + struct.pack("<HI", 0, 2**32 - 1) + b"{}" + bytes(40),
-        forge([entry(shape=[2**20, 2**20])], GOOD),
-        forge([entry(shape=[2**47] * 8, bits=32, quantizer=None, statistics=0)]),
-        forge([entry(statistics=2**31)], GOOD),
-    ],
-)
-def test_a_header_that_promises_gigabytes_allocates_nothing(tmp_path, data):
-    path = tmp_path / "big.lowbit"
-    path.write_bytes(data)
-    tracemalloc.start()
-    try:
-        with pytest.raises(QuantError, match=r"big\.lowbit: expected \d+ bytes|at least \d+ bytes"):
-            read_lowbit(path)
-        assert tracemalloc.get_traced_memory()[1] < 1_000_000
-    finally:
-        tracemalloc.stop()
-
-
-def test_the_forged_file_of_these_tests_is_good(tmp_path):
-    (tmp_path / "a").write_bytes(forge([entry()], GOOD))
-    (tensor,) = read_lowbit(tmp_path / "a").tensors
-    torch.testing.assert_close(tensor.dense(), torch.tensor([[1.0, -1], [1, -1]]) * 0.67449, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("data", "text"),
-    [
-        (forge([entry()], GOOD, version=1), "version 0 of the format, found 1"),
-        (forge([entry(quantizer="gaussian")], GOOD), "unknown quantizer 'gaussian'.*nearest: gaussian_l"),
-        (forge([entry(quantizer=None)], GOOD), "expected a quantizer"),
-        (forge([entry(statistics=1)], GOOD[:5]), "expected 2 float32 statistics"),
-        (forge([entry()], b"\x05" + struct.pack("<2f", 0, -1)), "standard deviation of at least 0"),
-        (forge([entry()], b"\x05" + struct.pack("<2f", math.nan, 1)), "finite mean"),
-        (forge([entry()], b"\x15" + GOOD[1:]), "expected zeros after the last"),
-        (forge([entry(), entry()], GOOD * 2), "unique names of tensors, found 'w'"),
-        (forge([entry(name=3)], GOOD), "unique names"),
-        (forge([entry(shape=[-2, -2])], GOOD), "expected a shape"),
-        (forge([entry(shape=[0])], GOOD[1:]), "expected a shape"),
-        (forge([entry(shape=[True, 4])], GOOD), "expected a shape"),
-        (forge([entry(shape=4)], GOOD), "expected a shape"),
-        (forge([entry(shape=[1] * 9)], GOOD), "at most 8 sizes"),
-        (forge([entry(bits=True)], GOOD), "bits from 1 to 8, or 32, found True"),
-        (forge([entry(bits=16)], GOOD), "found 16"),
-        (forge([entry(bits="1")], GOOD), "found 1"),
-        (forge([entry(bits=32, quantizer=None)], bytes(24)), "no statistics at 32 bits"),
-        (forge([entry(bits=32)], bytes(24)), "expected a quantizer and statistics below 32"),
-        (forge([entry(more=1)], GOOD), "other fields"),
-        (forge([], text=b"[" * 100_000), "header of JSON"),
-        (forge([], text=b"\xff{}"), "header of JSON"),
-        (forge([], text=b'{"header": 1, "tensors": []}'), "an object as 'header'"),
-    ],
-)
-def test_files_that_contradict_themselves_are_refused(tmp_path, data, text):
-    path = tmp_path / "bad.lowbit"
-    path.write_bytes(data)
-    with pytest.raises(QuantError, match=rf"bad\.lowbit: .*{text}"):
         read_lowbit(path)
 
 
@@ -250,8 +291,8 @@ def test_content_that_no_file_can_hold_is_refused(tmp_path):
     twin = LowbitTensor.plain("t", torch.ones(2))
     with pytest.raises(QuantError, match="unique tensor names"):
         write_lowbit(tmp_path / "a", Lowbit(header={}, tensors=[twin, twin]))
-    for header in ({"a": math.nan}, {"a": object()}):
-        with pytest.raises(QuantError, match="plain JSON"):
+    for header in ({"a": math.nan}, {"a": object()}, {"a": 2**64}):
+        with pytest.raises(QuantError, match="expected"):
             write_lowbit(tmp_path / "a", Lowbit(header=header, tensors=[]))
     assert not list(tmp_path.iterdir())
 
