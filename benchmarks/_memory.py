@@ -15,6 +15,7 @@ from benchmarks._settings import Settings, Subjects
 _MIB = 1 << 20
 _WARM = 0.1
 SAMPLES = 64
+LARGE, LARGE_SAMPLES = "vit_large_patch16_224", 32
 
 
 def memory_rows(subjects: Subjects, settings: Settings) -> list[Row]:
@@ -34,6 +35,7 @@ def memory_rows(subjects: Subjects, settings: Settings) -> list[Row]:
     answer = found.answer
     moving = answer["moving_bytes"] / _MIB
     return [
+        *([] if subjects.small else [_large()]),
         Row(
             what=f"growth of resident memory over {settings.points:,} points, {subject.label}, {SAMPLES} images",
             ours=answer["growth_bytes"] / _MIB,
@@ -54,6 +56,57 @@ def memory_rows(subjects: Subjects, settings: Settings) -> list[Row]:
             "weights and two directions",
         ),
     ]
+
+
+def _large() -> Row:
+    found = call("large", {"backbone": LARGE}, module="_memory", limit=3600)
+    if not found.answer:
+        raise RuntimeError(f"the process of {LARGE} ended: {found.error}")
+    answer = found.answer
+    return Row(
+        what=f"LoRA r8 on {LARGE}, {LARGE_SAMPLES} images of {answer['pixels']} pixels: largest resident memory",
+        ours=answer["peak_bytes"] / 2**30,
+        unit="GiB",
+        kind="ours",
+        target=24.0,
+        note=f"model of {answer['model_bytes'] / 2**30:.2f} GiB; a gradient, two products with the Hessian in batches "
+        f"of {answer['rows']}, and a plane of 9 points, in one process",
+    )
+
+
+def large(job: dict[str, Any]) -> dict[str, Any]:
+    """The child's part: a gradient, Hessian products and a plane of a large network's adapters, at random weights."""
+    import resource
+
+    from landscape.curvature import Hessian
+    from landscape.directions import orthogonal_pair
+    from landscape.gradient import gradient
+    from landscape.objective import Objective
+    from landscape.space import Space
+    from landscape.surface import grid, plane
+    from train.backbones import describe
+    from train.build import build
+    from train.methods import get
+    from train.spec import RunSpec
+
+    backbone = f"random:{job['backbone']}"
+    model = build(RunSpec(task="digits", backbone=backbone, method="lora", dim=8), 10).eval()
+    pixels = describe(backbone).img_size
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(LARGE_SAMPLES, 3, pixels, pixels, generator=generator)
+    objective = Objective(model, images, torch.arange(LARGE_SAMPLES) % 10, batch_size=LARGE_SAMPLES)
+    space = Space(model, get("lora").adapter_names(model))
+    gradient(objective, space)
+    with Hessian(objective, space) as hessian:
+        for seed in range(2):
+            hessian.product(torch.randn(hessian.size, generator=torch.Generator().manual_seed(seed)))
+    plane(objective, space, *orthogonal_pair(space, (0, 1)), *(2 * [grid(1.0, 3)]))
+    return {
+        "pixels": pixels,
+        "rows": hessian.graphs.batch_size,
+        "model_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
 
 
 def watched(job: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.errors import LandscapeError
 from landscape.guard import eval_mode, random_states
+from landscape.memory import GraphSize, budget
 from landscape.objective import Objective
 from landscape.space import Space
 
@@ -58,7 +59,8 @@ def gradient(objective: Objective, space: Space, rows: slice | None = None) -> t
     """Mean loss over the rows (default: all) and its gradient, name -> tensor of the parameter's shape and dtype.
 
     A tensor that the loss does not use has a zero gradient. ``.grad`` of the parameters is not touched. The objective's
-    batch size is halved, with a warning, where memory runs out.
+    batch size is halved, with a warning, where memory runs out. No batch has more rows than its graph has memory for
+    (:mod:`landscape.memory`).
 
     Raises
     ------
@@ -75,8 +77,15 @@ def gradient(objective: Objective, space: Space, rows: slice | None = None) -> t
 def _sums(objective: Objective, space: Space, parameters: list[Tensor], rows: slice) -> tuple[float, dict[str, Tensor]]:
     count, total = rows.stop - rows.start, 0.0
     sums = {name: torch.zeros_like(p) for name, p in space.parameters.items()}
-    for batch in objective.batches(rows):
-        loss = objective.losses(objective.logits(batch), batch).sum() / count
+
+    def mean_loss(batch: slice) -> Tensor:
+        return objective.losses(objective.logits(batch), batch).sum() / count
+
+    if objective.graph_rows is None:
+        size = GraphSize.measured(mean_loss, objective)
+        objective.graph_rows = size.rows(objective.n, budget(objective.device))
+    for batch in objective.batches(rows, objective.graph_rows):
+        loss = mean_loss(batch)
         if loss.grad_fn is None:
             raise LandscapeError("the loss does not depend on the space's tensors through differentiable steps")
         total += float(loss.detach())

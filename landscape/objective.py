@@ -68,6 +68,7 @@ class Objective:
             raise LandscapeError(f"expected a batch size of at least 1, found {batch_size}")
         self.batch_size = batch_size
         self.halvings = 0
+        self.graph_rows: int | None = None  # of a differentiable pass, once its graph has been measured
         self.checked = False
         self._kind = "dict" if isinstance(inputs, Mapping) else "tensor" if isinstance(inputs, Tensor) else "tuple"
         named: dict[str, Tensor] = (
@@ -79,7 +80,7 @@ class Objective:
         )
         _check_rows({**named, "targets": targets})
         keep = torch.device(device) if device is not None else self.device
-        self._inputs = {name: x.detach().to(keep) for name, x in named.items()}
+        self.inputs = {name: x.detach().to(keep) for name, x in named.items()}
         self.targets = targets.detach().to(keep)
 
     @property
@@ -97,7 +98,7 @@ class Objective:
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 over names, dtypes, shapes and bytes of inputs and targets."""
         digest = hashlib.sha256()
-        for name, tensor in [*sorted(self._inputs.items()), ("targets", self.targets)]:
+        for name, tensor in [*sorted(self.inputs.items()), ("targets", self.targets)]:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
@@ -174,10 +175,11 @@ class Objective:
                 losses.append(self._per_sample(logits, self.targets[rows].to(logits.device)))
         return self._evaluation(torch.cat(outputs), torch.cat(losses) if losses else None)
 
-    def batches(self, rows: slice | None = None) -> list[slice]:
-        """Rows of each batch of all the data, or of some rows, in order; the last one may be shorter."""
+    def batches(self, rows: slice | None = None, most: int | None = None) -> list[slice]:
+        """Rows of each batch of all the data, or of some rows, at most ``most``, in order; the last may be shorter."""
         first, end = (0, self.n) if rows is None else (rows.start, rows.stop)
-        return [slice(i, min(i + self.batch_size, end)) for i in range(first, end, self.batch_size)]
+        size = self.batch_size if most is None else min(self.batch_size, most)
+        return [slice(i, min(i + size, end)) for i in range(first, end, size)]
 
     def logits(self, rows: slice) -> Tensor:
         """The model's output for some rows, float32 or better, with its graph where gradients are enabled.
@@ -201,7 +203,7 @@ class Objective:
         return cross_entropy(log_probs, targets.to(log_probs.device))
 
     def _call(self, rows: slice) -> Any:
-        batch = {name: x[rows].to(self.device, non_blocking=True) for name, x in self._inputs.items()}
+        batch = {name: x[rows].to(self.device, non_blocking=True) for name, x in self.inputs.items()}
         if self._kind == "dict":
             return self.model(**batch)
         return self.model(*batch.values())

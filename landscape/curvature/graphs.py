@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
 
+from landscape.memory import GraphSize, budget
 from landscape.objective import Objective
 
 G = TypeVar("G")
 # Rows a graph on a processor: its intermediate results then stay near the caches (64 is 7 % faster than 256 there).
 PROCESSOR_ROWS = 64
-DEFAULT_BYTES = 4 << 30
 
 
 class Graphs(Generic[G]):
@@ -32,7 +30,8 @@ class Graphs(Generic[G]):
     build
         Makes a graph; what it returns holds all that keeps the graph alive.
     batch_size
-        Rows a graph; None takes the objective's, at most 64 on a processor.
+        Rows a graph; None takes the objective's, at most 64 on a processor, and fewer where one would take 4 GiB there
+        or half of what is free on another device.
     keep_bytes
         Memory for kept graphs; None takes 4 GiB on a processor, half of what is free on another device; 0 keeps none.
 
@@ -52,10 +51,11 @@ class Graphs(Generic[G]):
         largest = min(objective.batch_size, PROCESSOR_ROWS) if on_processor else objective.batch_size
         self.batch_size = min(batch_size or largest, objective.n)
         self.built = 0.0
-        self._budget = float(_budget(objective.device) if keep_bytes is None else keep_bytes)
+        self._given = batch_size is not None
+        self._budget = float(budget(objective.device) if keep_bytes is None else keep_bytes)
         self._used = 0.0
         self._kept: dict[int, G] = {}
-        self._bytes: tuple[float, float] | None = None
+        self._size: GraphSize | None = None
 
     def __iter__(self) -> Iterator[G]:
         """Go through the graphs of the batches, in order; one that is not kept dies when the next is asked for.
@@ -65,6 +65,10 @@ class Graphs(Generic[G]):
         G
             What ``build`` returned for a batch's rows.
         """
+        if self._size is None:
+            self._size = GraphSize.measured(self._made, self.objective)
+            if not self._given:
+                self.batch_size = self._size.rows(self.batch_size, budget(self.objective.device))
         n, size = self.objective.n, self.batch_size
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
@@ -72,7 +76,7 @@ class Graphs(Generic[G]):
                 yield self._kept[start]
                 continue
             graph = self._made(rows)
-            if self._fits(rows):
+            if self._fits(self._size.of(rows.stop - rows.start)):
                 self._kept[start] = graph
             yield graph
             del graph
@@ -110,41 +114,8 @@ class Graphs(Generic[G]):
         self.built += (rows.stop - rows.start) / self.objective.n
         return graph
 
-    def _fits(self, rows: slice) -> bool:
+    def _fits(self, size: float) -> bool:
         if self._used >= self._budget:
             return False
-        if self._bytes is None:
-            self._bytes = self._measure()
-        fixed, per_row = self._bytes
-        self._used += fixed + per_row * (rows.stop - rows.start)
+        self._used += size
         return self._used <= self._budget
-
-    def _measure(self) -> tuple[float, float]:
-        """Bytes of a graph that do not depend on its rows, and bytes a row, from graphs of one row and of two."""
-        one = _saved_bytes(lambda: self._made(slice(0, 1)), self.objective.model)
-        if self.objective.n == 1:
-            return 0.0, one
-        two = _saved_bytes(lambda: self._made(slice(0, 2)), self.objective.model)
-        return max(2 * one - two, 0.0), max(two - one, 0.0)
-
-
-def _budget(device: torch.device) -> float:
-    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else DEFAULT_BYTES
-
-
-def _saved_bytes(build: Callable[[], Any], model: nn.Module) -> float:
-    """Memory of the tensors that the graphs of ``build()`` save, each once, the model's own left out."""
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-    seen: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()
-
-    with ExitStack() as stack:
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
-        graph = build()
-    del graph
-    return float(sum(seen.values()))

@@ -90,7 +90,7 @@ def two_weights(policy: Policy = Policy()) -> tuple[Objective, Space]:
 
 def losses_of_two(ab: np.ndarray, objective: Objective) -> np.ndarray:
     """Mean loss at each row of (M, 2) weights, by numpy."""
-    x = objective._inputs["0"].numpy()
+    x = objective.inputs["0"].numpy()
     y = objective.targets.numpy()
     a, b = ab[:, :1], ab[:, 1:]
     score = np.tanh(a * x) + b * x**2 + a * b

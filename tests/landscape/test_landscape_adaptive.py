@@ -43,7 +43,7 @@ def trained(activation: type[nn.Module], seed: int, steps: int) -> tuple[Objecti
 
 def full(objective: Objective, space: Space, pair: tuple, axis: np.ndarray) -> np.ndarray:
     """The loss in every cell, all at once, by torch.func: no code of the package but the directions."""
-    x, y = objective._inputs["0"], objective.targets
+    x, y = objective.inputs["0"], objective.targets
     centre = {n: p.detach().double() for n, p in space.model.named_parameters()}
     dx, dy = ({n: t.double() for n, t in d.tensors.items()} for d in pair)
 

@@ -89,7 +89,7 @@ def by_hand(objective: Objective) -> float:
     """The mean loss without the engine, from the model in training code's manner."""
     model = objective.model.eval()
     with torch.no_grad():
-        inputs = objective._inputs
+        inputs = objective.inputs
         logits = model(*inputs.values()) if "0" in inputs else model(**inputs)
         logits = logits["logits"] if isinstance(logits, dict) else logits
         model.train()

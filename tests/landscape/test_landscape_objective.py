@@ -281,6 +281,21 @@ def test_out_of_memory_halves_the_batch_of_a_gradient():
         torch.testing.assert_close(found[name], g, rtol=1e-4, atol=1e-7)
 
 
+def test_a_differentiable_pass_takes_as_many_rows_as_its_graph_has_memory_for(monkeypatch):
+    """The graph of two linear layers saves what is between them: bytes a row are known."""
+    model, n = nn.Sequential(nn.Linear(3, 1000), nn.Linear(1000, CLASSES)), 12
+    x, y = torch.randn(n, 3), torch.arange(n) % CLASSES
+    rows: list[int] = []
+    model.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    monkeypatch.setattr("landscape.memory.PROCESSOR_BYTES", 5.5 * 4 * 1000)
+    o = Objective(model, x, y, batch_size=n)
+    _, found = gradient(o, Space(model, ["0.weight", "1.weight"]))
+    assert rows[2:] == [5, 5, 2]  # after the two that were measured
+    assert o.batch_size == n
+    expected = torch.autograd.grad(F.cross_entropy(model(x).double(), y), [model[0].weight])[0]
+    torch.testing.assert_close(found["0.weight"], expected, rtol=1e-4, atol=1e-7)
+
+
 def test_tuple_inputs():
     model, (x, y) = nn.Bilinear(5, 5, CLASSES), data(Mlp)
     e = Objective(model, (x, x.flip(0)), y, batch_size=9).evaluate()

@@ -98,7 +98,7 @@ def test_checkpoints_of_a_plane_are_met_by_the_surface_at_their_coordinates():
         here = plane(objective, space, *found.directions, [x], [y]).values()[0, 0]
         own = seeded(Mlp).double()
         own.load_state_dict(state)
-        assert here == pytest.approx(Objective(own, objective._inputs["0"], objective.targets).evaluate().mean_loss)
+        assert here == pytest.approx(Objective(own, objective.inputs["0"], objective.targets).evaluate().mean_loss)
     distances = np.linalg.norm(found.coordinates[:, None] - found.coordinates[None], axis=-1)
     dense = np.stack([flat(space, s) for s in states])
     np.testing.assert_allclose(distances, np.linalg.norm(dense[:, None] - dense[None], axis=-1), atol=1e-12)
