@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from benchmarks import _truth as truth
@@ -10,6 +11,7 @@ from benchmarks._curvature_tools import vectors_of
 from benchmarks._problem import TOLERANCE, Problem, failure, joined
 from benchmarks._rows import NAN, Row, alternated
 from benchmarks._settings import Settings, Subjects
+from benchmarks._subjects import Subject
 from landscape.curvature import CentralDifference, Hessian
 from landscape.curvature.operator import ModelOperator
 
@@ -20,6 +22,7 @@ def product_rows(subjects: Subjects, settings: Settings) -> list[Row]:
     """Products of one batch, opening included and spread over all of them, in bare passes; then other tools'."""
     rows = []
     whole = Problem.of(subjects.whole(), subjects.whole().everything(), settings)
+    rows += _over_all(subjects.whole(), settings)
     for problem, target in [(whole, 7.5), *((Problem.of(s, s.space(), settings), 5.5) for s in subjects.adapters())]:
         rows += _in_passes(problem, target)
     return rows + _beside_products(whole)
@@ -65,6 +68,33 @@ def _in_passes(problem: Problem, target: float) -> list[Row]:
             "the first product takes two more gradients for that",
             **common,  # type: ignore[arg-type]
         ),
+    ]
+
+
+def _over_all(subject: Subject, settings: Settings) -> list[Row]:
+    """Products over all images, in batches: with graphs kept while they fit into memory, and with none kept."""
+    problem = Problem.of(subject, subject.everything(), replace(settings, batch=len(subject.images)))
+    batch_size = best_batch_size(subject.model, problem.inputs)
+    vectors = vectors_of(0, 3, problem.size)
+    kept: dict[str, float] = {}
+
+    def multiply(keep_bytes: int | None) -> None:
+        with Hessian(problem.objective(), problem.space, keep_bytes=keep_bytes) as operator:
+            for v in vectors:
+                operator.product(v)
+            kept[str(keep_bytes)] = operator.graphs.kept
+
+    bare = partial(passes, subject.model, problem.inputs, batch_size, len(vectors))
+    seconds = alternated({"bare": bare, "None": partial(multiply, None), "0": partial(multiply, 0)}, 2)
+    return [
+        Row(
+            what=f"Hessian product over batches of 64, {problem.label}",
+            ours=seconds[name] / len(vectors),
+            compared_with=f"bare pass of all, batch size {batch_size}",
+            theirs=seconds["bare"] / len(vectors),
+            note=f"opening included, spread over {len(vectors)}; graphs kept of {kept[name]:.0%} of the images",
+        )
+        for name in ("None", "0")
     ]
 
 
