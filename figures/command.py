@@ -15,6 +15,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def run(main: Callable[..., Any], *, prog: str, description: str | None = None) 
     """
     import tyro
 
+    _unshadowed()
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     said = io.StringIO()
     try:
@@ -76,6 +78,22 @@ def run(main: Callable[..., Any], *, prog: str, description: str | None = None) 
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unshadowed() -> None:
+    """Let no file of the current folder, such as a person's own ``train.py``, stand for a package of the toolkit.
+
+    ``python -m`` looks there first.
+    """
+    home = Path(__file__).resolve().parents[1]
+    ours = ("landscape", "quant", "train", "analyses", "figures")
+    hidden = [
+        entry
+        for entry in sys.path[:1]
+        if (folder := Path(entry or ".").resolve()) != home
+        and any((folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists() for name in ours)
+    ]
+    sys.path[:] = sys.path[len(hidden) :]
 
 
 def _later(main: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:

@@ -197,3 +197,17 @@ def test_what_cannot_be_parsed_is_one_line(monkeypatch, capsys, arguments):
 def test_too_little_memory_is_one_line(monkeypatch, capsys, error):
     assert leave(raising(error), monkeypatch) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_persons_own_train_py_does_not_stand_for_the_package(monkeypatch, tmp_path):
+    """``python -m`` puts the current folder first on the path; one without such a file stays there."""
+    from figures.command import _unshadowed
+
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(ROOT)])
+    _unshadowed()
+    assert sys.path == [str(tmp_path), str(ROOT)]
+    (tmp_path / "train.py").write_text("raise SystemExit('not this one')")
+    _unshadowed()
+    assert sys.path == [str(ROOT)]
+    _unshadowed()
+    assert sys.path == [str(ROOT)]
