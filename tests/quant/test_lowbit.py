@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 
@@ -212,10 +213,8 @@ def test_a_changed_file_with_a_right_checksum_is_an_error_or_a_file(tmp_path, da
     raw = raw[: data.draw(st.sampled_from([len(raw), len(raw) - 1]))]
     path = tmp_path / "a.lowbit"
     path.write_bytes(resealed(bytes(raw)))
-    try:
+    with contextlib.suppress(QuantError):  # any other exception fails the test
         assert len(read_lowbit(path).tensors) == 3
-    except QuantError:  # any other exception fails the test
-        pass
 
 
 @pytest.mark.parametrize(
