@@ -201,7 +201,8 @@ def _precisions(
     checks = []
     for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
         try:
-            with space, torch.autocast(objective.device.type, dtype=dtype):
+            # No cache: it would hold the weights of the centre for the moved point.
+            with space, torch.autocast(objective.device.type, dtype=dtype, cache_enabled=False):
                 changes = [abs(objective.evaluate().mean_loss - centre.mean_loss)]
                 space.move([direction], [extent])
                 changes.append(abs(objective.evaluate().mean_loss - far.mean_loss))

@@ -9,7 +9,7 @@ import torch
 from landscape_nets import ConvNet, Mlp, TinyVit, data, everything, seeded
 from torch import nn
 
-from landscape import LandscapeError, Objective, Space
+from landscape import LandscapeError, Objective, Space, draw, line
 from landscape.checks import examine, rescaled, to_frame
 from landscape.sharpness import get
 
@@ -31,6 +31,19 @@ def test_a_sound_model_passes_and_is_left_as_it_was(kind):
     assert "fail" not in found.values()
     assert {"centre", "order", "restore", "determinism", "batch size", "share that moves", "finite"} <= set(found)
     assert everything(space.model) == before
+
+
+def test_rule_15_a_reduced_precision_is_tried_at_the_moved_weights():
+    """A rise of nats changes by hundredths in bfloat16; weights kept from the centre would change it by all of it."""
+    x, y = data(Mlp)
+    model = seeded(Mlp)
+    with torch.no_grad():
+        model.down.weight *= 20
+    objective, space = Objective(model, x, y), Space(model, ["up.weight", "down.weight"])
+    checks = {c.check: c for c in examine(objective, space, extent=2.0)}
+    far = line(objective, space, draw(space, 0), [2.0]).values("rise_nats")[0]
+    assert abs(far) > 1
+    assert checks["bfloat16 for float32"].figure < 0.1 * abs(far)
 
 
 def test_a_space_that_walks_fails_the_centre(monkeypatch):
