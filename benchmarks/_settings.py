@@ -43,7 +43,7 @@ class Settings:
     check_axis: int = 25
     check_samples: int = 64
     check_seeds: int = 8
-    most: float = 10.0
+    most: float = 3.0
     landscaper: Path | None = None
 
 
