@@ -1,7 +1,7 @@
 """A checkpoint on a command line, opened: which model it is, on which data, and which of its tensors may move.
 
-Taken: a run folder of ``python -m train`` (or any file inside it), and ``.safetensors`` or ``.pth`` weights of a
-whole timm model together with ``--backbone`` and ``--task``.
+Taken: a run folder of ``python -m train`` (or any file inside it), ``.safetensors`` or ``.pth`` weights of a whole timm
+model together with ``--backbone`` and ``--task``, and adapters that lie alone (:mod:`analyses.adapters`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from analyses.adapters import is_adapter, open_adapter
 from analyses.errors import AnalysisError
 
 if TYPE_CHECKING:
@@ -228,9 +229,12 @@ def open_checkpoint(path: Path, options: Options) -> Checkpoint:
         return _from_run(folder, options)
     if path.is_file() and path.suffix in WEIGHTS:
         return _from_weights(path, options)
+    if is_adapter(path):
+        return open_adapter(path, options)
     what = "a folder without run.json" if path.is_dir() else f"a {path.suffix or 'plain'} file"
     raise AnalysisError(
-        f"{path} is {what}; a checkpoint is a run folder, or {', '.join(WEIGHTS)} weights with --backbone and --task"
+        f"{path} is {what}; a checkpoint is a run folder, a .lowbit file, a .bin of the paper beside its YAML, a peft "
+        f"folder, or {', '.join(WEIGHTS)} weights with --backbone and --task"
     )
 
 

@@ -69,6 +69,7 @@ def _header(record: Mapping[str, Any], head: Sequence[str]) -> dict[str, Any]:
         **{name: record["spec"][name] for name in kept},
         **{name: places[name] for name in ("backbone", "task")},
         **({"head": sorted(heads)} if heads - {"head"} else {}),
+        **({"seed": record["spec"]["seed"]} if str(places["backbone"]).startswith("random:") else {}),
         "backbone_hash": record["fingerprints"]["backbone"],
         "classes": list(record["classes"]),
     }
