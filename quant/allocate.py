@@ -7,6 +7,7 @@ choices; damages are assumed to add up. What is left of the budget at the end bu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -49,7 +50,11 @@ def allocate(choices: Mapping[Name, Mapping[Choice, Cost]], budget: int) -> Allo
         )
     # Steps along all hulls, steepest first; on one hull the slopes fall, so its steps come in order.
     steps = sorted(
-        ((_slope(a[1], b[1]), at, name) for name, hull in hulls.items() for at, (a, b) in _pairs(hull)),
+        (
+            (_slope(a[1], b[1]), at, name)
+            for name, hull in hulls.items()
+            for at, (a, b) in enumerate(itertools.pairwise(hull))
+        ),
         key=lambda step: -step[0],
     )
     price = 0.0
@@ -85,7 +90,13 @@ def _fill(choices: Mapping[Name, Mapping[Choice, Cost]], chosen: dict[Name, Choi
 
 
 def _hull(name: Name, of: Mapping[Choice, Cost]) -> list[tuple[Choice, Cost]]:
-    """The choices on the lower convex hull of damage over bytes, from the fewest bytes to the least damage."""
+    """The choices on the lower convex hull of damage over bytes, from the fewest bytes to the least damage.
+
+    Raises
+    ------
+    QuantError
+        If there is no choice, or a damage is NaN.
+    """
     if not of:
         raise QuantError(f"expected at least one choice of {name}, found none")
     if any(damage != damage for _, damage in of.values()):
@@ -98,10 +109,6 @@ def _hull(name: Name, of: Mapping[Choice, Cost]) -> list[tuple[Choice, Cost]]:
             hull.pop()
         hull.append((choice, cost))
     return hull
-
-
-def _pairs(hull: list[tuple[Choice, Cost]]) -> list[tuple[int, tuple[tuple[Choice, Cost], tuple[Choice, Cost]]]]:
-    return list(enumerate(zip(hull, hull[1:], strict=False)))
 
 
 def _slope(a: Cost, b: Cost) -> float:

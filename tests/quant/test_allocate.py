@@ -43,7 +43,10 @@ def test_it_fits_and_no_allocation_of_its_price_is_better(choices, budget):
 
 
 def test_convex_choices_are_shared_out_as_by_brute_force():
-    choices = {name: {b: (10 * b, scale * 4.0**-b) for b in range(1, 9)} for name, scale in zip("abc", (1, 30, 900))}
+    choices = {
+        name: {b: (10 * b, scale * 4.0**-b) for b in range(1, 9)}
+        for name, scale in zip("abc", (1, 30, 900), strict=True)
+    }
     for budget in range(30, 241, 10):
         found = allocate(choices, budget)
         assert found.damage == pytest.approx(min(d for b, d in every(choices) if b <= budget))
