@@ -13,6 +13,8 @@ import pytest
 pytest_plugins = ["study_fixture"]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process a core already
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -22,7 +22,9 @@ class Done:
 
 
 @pytest.fixture(scope="session")
-def done(tmp_path_factory) -> Done:
+def done(tmp_path_factory, worker_id) -> Done:
+    from filelock import FileLock
+
     from analyses.study import Model, Study, run_study
 
     adapter = [Model(method="adaptformer", dim=dim, bits=bits) for dim, bits in ((32, 1), (1, 32), (8, 32), (8, 1))]
@@ -48,6 +50,9 @@ def done(tmp_path_factory) -> Done:
         surface_points=3,
         surface_extent=0.5,
     )
-    out = tmp_path_factory.mktemp("study")
-    run_study(study, out, workers=2, quiet=True)
+    # The processes of one test run share it: the first makes it, the others find it finished.
+    base = tmp_path_factory.getbasetemp()
+    out = (base if worker_id == "master" else base.parent) / "study"
+    with FileLock(f"{out}.lock"):
+        run_study(study, out, workers=2, quiet=True)
     return Done(study, out)
