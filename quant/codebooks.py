@@ -1,9 +1,10 @@
-"""Codebooks for N(0, 1): the best 2^b values for the expected absolute (L1) or squared (L2) error.
+"""Codebooks for weights of mean 0 and deviation 1: the best 2^b values for the expected absolute or squared error.
 
 Symbols: v_i values, ascending; r_i boundaries between neighbours; Phi, phi the normal distribution and density; the
 cell of v_i is (r_{i-1}, r_i]. At the optimum each boundary is the midpoint of its two values, and each value is the
 median (L1) or mean (L2) of its cell. The plain iteration of these two steps needs 1e5 rounds at 8 bits, so the optimum
-is solved by Newton; the 500 rounds that released files were made with are kept as :func:`released` (PAPER 1.1).
+is solved by Newton; the 500 rounds that released files were made with are kept as :func:`released` (PAPER 1.1). For
+Laplace weights a recursion gives it; the other codebooks are quantiles and evenly spaced values.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.linalg import solve_banded
-from scipy.special import ndtr, ndtri, roots_legendre
+from scipy.special import lambertw, ndtr, ndtri, roots_legendre
 
 from quant.errors import QuantError, unknown
 
@@ -24,10 +25,10 @@ _NODES, _WEIGHTS = roots_legendre(20)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Codebook:
-    """Values and the boundaries between them, for weights of mean 0 and standard deviation 1.
+    """Values and the boundaries between them, for standardised weights.
 
-    values: float64 (2^b,), ascending. boundaries: float64 (2^b - 1,), ascending; a weight on a boundary belongs to the
-    lower value. Both arrays are read-only.
+    values: float64 (K,), ascending; K = 2^b but for few. boundaries: float64 (K - 1,), ascending; a weight on a
+    boundary belongs to the lower value. Both arrays are read-only.
     """
 
     values: np.ndarray
@@ -57,8 +58,7 @@ def gaussian(bits: int, norm: Norm = "l1") -> Codebook:
     if norm not in {"l1", "l2"}:
         raise QuantError(unknown("norm", norm, ["l1", "l2"]))
     half = _solve(2 ** check_bits(bits) // 2, norm)
-    values = np.concatenate([-half[::-1], half])  # symmetric to the last bit
-    return Codebook(values=values, boundaries=(values[:-1] + values[1:]) / 2)
+    return midpoints(np.concatenate([-half[::-1], half]))  # symmetric to the last bit
 
 
 @lru_cache
@@ -74,6 +74,77 @@ def released(bits: int) -> Codebook:
         p = np.concatenate([[0.0], ndtr(boundaries), [1.0]])
         values = ndtri((p[:-1] + p[1:]) / 2)
     return Codebook(values=values, boundaries=boundaries)
+
+
+@lru_cache
+def laplace(bits: int, norm: Norm = "l2") -> Codebook:
+    """The optimal codebook for Laplace weights of mean 0 and standard deviation 1.
+
+    An exponential tail looks the same from everywhere, so the cells follow from the outermost inwards: with b the
+    distance of a value to its upper boundary (of the last one infinite), its distance a to the lower one is
+
+        L1: a = ln(2 - e^-b), the median of the cell.    L2: (1 - a) e^a = (1 + b) e^-b, its mean.
+
+    and a boundary lies as far above the next value as below the last. Sullivan 1996 has the same for L2.
+
+    Raises
+    ------
+    QuantError
+        If the bits or the norm are none.
+    """
+    if norm not in {"l1", "l2"}:
+        raise QuantError(unknown("norm", norm, ["l1", "l2"]))
+    above, distances = np.inf, []
+    for _ in range(2 ** check_bits(bits) // 2):
+        tail = np.exp(-above)
+        if norm == "l1":
+            below = np.log(2 - tail)
+        else:
+            rest = (1 + above) * tail if tail else 0.0
+            below = 1 + lambertw(-rest / np.e).real
+        distances.append(below)
+        above = below
+    d = np.array(
+        distances[::-1]
+    )  # d[i]: of value i, counted from 0, to its lower boundary and from that to value i - 1
+    half = np.cumsum(d) + np.concatenate([[0.0], np.cumsum(d[1:])])
+    values = np.concatenate([-half[::-1], half]) / np.sqrt(2)  # e^-|x| has a variance of 2
+    return midpoints(values)
+
+
+@lru_cache
+def quantiles(bits: int) -> Codebook:
+    """Cells of equal mass under N(0, 1), each with its median."""
+    # v_i = Phi^-1((i + 1/2) / 2^b), r_i = Phi^-1((i + 1) / 2^b)
+    k = 2 ** check_bits(bits)
+    half, edges = ndtri(0.5 + (np.arange(k // 2) + 0.5) / k), ndtri(0.5 + np.arange(1, k // 2) / k)
+    return Codebook(values=np.concatenate([-half[::-1], half]), boundaries=np.concatenate([-edges[::-1], [0.0], edges]))
+
+
+@lru_cache
+def normal_float(bits: int) -> Codebook:
+    """NormalFloat of 2 to 8 bits (QLoRA, Dettmers et al. 2023, as its code makes NF4): from -1 to 1, with a 0.
+
+    2^(b-1) values above 0 and one fewer below, each side quantiles of N(0, 1) evenly spaced in probability from 1/2 to
+    1 - (1 / 2^(b+1) + 1 / (2^(b+1) - 2)) / 2, over the largest. At 1 bit that is {0, 1}: there is none.
+
+    Raises
+    ------
+    QuantError
+        If the bits are none of these.
+    """
+    if check_bits(bits) == 1:
+        raise QuantError("expected bits from 2 to 8, found 1: below 0 there would be no value")
+    k = 2**bits
+    top = 1 - (1 / (2 * k) + 1 / (2 * k - 2)) / 2
+    upper, lower = (ndtri(np.linspace(0.5, top, n + 1)) for n in (k // 2, k // 2 - 1))
+    return midpoints(np.concatenate([-lower[:0:-1], upper]) / upper[-1])
+
+
+def midpoints(values: np.ndarray | list[float]) -> Codebook:
+    """The codebook of these ascending values whose cells hold what is nearest."""
+    values = np.asarray(values, dtype=np.float64)
+    return Codebook(values=values, boundaries=(values[:-1] + values[1:]) / 2)
 
 
 def check_bits(bits: int) -> int:

@@ -51,22 +51,30 @@ class Affine(Quantizer):
 
     def encode(self, x: Tensor, table: Tensor) -> Tensor:
         """The cell of each standardised weight; a boundary belongs to the lower one."""
-        _, boundaries = tables(self, x.dtype, x.device)
-        return torch.bucketize(self.standardised(x, table).contiguous(), boundaries, out_int32=True).to(torch.uint8)
+        return self.cells(self.standardised(x, table), table).to(torch.uint8)
 
     def decode(self, codes: Tensor, table: Tensor) -> Tensor:
         """The codebook's values, scaled and shifted."""
-        # q s + m
-        values = self.standard_values(codes, table) * self._scale(table)
-        return values + table[0, :, None] if self.location else values
+        return self._placed(self._standard_values(codes.int(), table), table)
 
-    def backward(self, grad: Tensor, x: Tensor, codes: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same in one go; keeps the weights, z and q."""
+        z = self.standardised(x, table)
+        q = self._standard_values(self.cells(z, table), table)
+        return self._placed(q, table), (x, z, q)
+
+    def backward(self, grad: Tensor, table: Tensor, *saved: Tensor) -> Tensor:
         """See the module: the plain gradient and what goes through the scale."""
-        q = self.standard_values(codes, table)
+        x, z, q = saved
         # g_j + ds/dw_j * sum_i g_i (q_i - z_i)
-        total = (grad * (q - self.standardised(x, table))).sum(dim=1, keepdim=True)
-        slope = total * self.scale_slope(x, q, table)
-        return grad + torch.where(self._scale(table) > 0, slope, 0.0)  # a group of one value has no scale to train
+        total = (grad * (q - z)).sum(dim=1, keepdim=True)
+        total = torch.where(self._scale(table) > 0, total, 0.0)  # a group of one value has no scale to train
+        return grad + total * self.scale_slope(x, q, table)
+
+    def cells(self, z: Tensor, table: Tensor) -> Tensor:
+        """Codes (int32) of standardised weights."""
+        _, boundaries = tables(self, z.dtype, z.device)
+        return torch.bucketize(z.contiguous(), boundaries, out_int32=True)
 
     def refuse(self, table: Tensor) -> str:
         """A scale is at least 0."""
@@ -80,10 +88,14 @@ class Affine(Quantizer):
         x = x - table[0, :, None] if self.location else x
         return x / torch.where(scale > 0, scale, 1.0)
 
-    def standard_values(self, codes: Tensor, table: Tensor) -> Tensor:
-        """The codebook's values of codes, q, before they are scaled and shifted."""
+    def _standard_values(self, codes: Tensor, table: Tensor) -> Tensor:
         values, _ = tables(self, table.dtype, codes.device)
-        return values.index_select(0, codes.flatten().int()).view(codes.shape)
+        return values.index_select(0, codes.view(-1)).view(codes.shape)
+
+    def _placed(self, q: Tensor, table: Tensor) -> Tensor:
+        # q s + m
+        values = q * self._scale(table)
+        return values + table[0, :, None] if self.location else values
 
     def _scale(self, table: Tensor) -> Tensor:
         return table[int(self.location), :, None]
@@ -119,19 +131,44 @@ class Standardised(Affine):
 
     def scale_slope(self, x: Tensor, q: Tensor, table: Tensor) -> Tensor:
         """The slope of an unbiased standard deviation."""
-        # ds/dw_j = (w_j - m) / ((n - 1) s)
-        return (x - table[0, :, None]) / (max(x.shape[1] - 1, 1) * table[1, :, None])
+        return deviation_slope(x)
 
-    def backward(self, grad: Tensor, x: Tensor, codes: Tensor, table: Tensor) -> Tensor:
+    def backward(self, grad: Tensor, table: Tensor, *saved: Tensor) -> Tensor:
         """PAPER 1.3, where eps lets a little of the mean through."""
+        x, z, q = saved
         s = table[1, :, None]
-        z = self.standardised(x, table)
+        wide = s + EPS
         # dL/dW_j = rho (g_j - gbar) + gbar + (W_j - m) / ((n-1) s) * sum_i g_i (q_i - rho w_i),   rho = s / (s + eps)
-        rho, gbar = s / (s + EPS), grad.mean(dim=1, keepdim=True)
-        total = (grad * (self.standard_values(codes, table) - rho * z)).sum(dim=1, keepdim=True)
+        rho, gbar = s / wide, grad.mean(dim=1, keepdim=True)
+        total = (grad * (q - rho * z)).sum(dim=1, keepdim=True)
         slope = total / (max(x.shape[1] - 1, 1) * s)
-        slope = torch.where(s > 0, slope, 0.0)  # a constant group has no scale to train
-        return rho * (grad - gbar) + gbar + z * (s + EPS) * slope
+        slope.masked_fill_(s == 0, 0.0)  # a constant group has no scale to train
+        return rho * (grad - gbar) + gbar + z * wide * slope
+
+
+def deviation_slope(x: Tensor) -> Tensor:
+    """The slope of the unbiased standard deviation, (G, L); 0 in a group of one value."""
+    if x.shape[1] == 1:
+        return torch.zeros_like(x)
+    std, mean = torch.std_mean(x, dim=1, keepdim=True)
+    # (w_j - m) / ((n - 1) s)
+    return (x - mean) / ((x.shape[1] - 1) * torch.where(std > 0, std, 1.0))
+
+
+def mean_magnitude(x: Tensor) -> Tensor:
+    """mean|w| of each group, (G,); exactly |w| where all are, as Welford's update has it."""
+    return torch.std_mean(x.abs(), dim=1, correction=0)[1]
+
+
+def largest(x: Tensor) -> Tensor:
+    """max|w| of each group, (G,)."""
+    return x.abs().amax(dim=1)
+
+
+def largest_slope(x: Tensor) -> Tensor:
+    """The slope of max|w|, (G, L): the sign at the largest weight, shared where several are as large."""
+    at = x.abs() == largest(x)[:, None]
+    return x.sign() * at / at.sum(dim=1, keepdim=True)
 
 
 @lru_cache(maxsize=256)

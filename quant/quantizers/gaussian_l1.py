@@ -14,6 +14,8 @@ class GaussianL1(Standardised):
     """Standardised matrix, values of least E|w - q| for normal weights."""
 
     kind = "gaussian_l1"
+    source = "Jie, Wang and Deng 2023, solved to the end (PAPER 1.1)"
+    formula = "q s + m, s the deviation"
 
     @property
     def laws(self) -> frozenset[str]:

@@ -14,6 +14,8 @@ class GaussianL2(Standardised):
     """Standardised matrix, values of least E(w - q)^2 for normal weights."""
 
     kind = "gaussian_l2"
+    source = "Lloyd 1982, Max 1960"
+    formula = "q s + m, s the deviation"
 
     @property
     def laws(self) -> frozenset[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from quant.codebooks import Codebook, released
 from quant.quantizers._affine import Standardised
+from quant.quantizers.base import LAWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,14 +17,14 @@ class Released(Standardised):
     """
 
     kind = "released"
+    source = "Jie, Wang and Deng 2023, as released (PAPER 1.1)"
+    formula = "q s + m, s the deviation"
 
     @property
     def laws(self) -> frozenset[str]:
-        """Above 4 bits the boundaries are no midpoints; above 6 inner values nearly coincide and bits stop helping."""
-        always = {"monotone", "scale", "shift"}
-        return frozenset(
-            always | ({"nearest"} if self.bits <= 4 else set()) | ({"identity", "falls"} if self.bits <= 6 else set())
-        )
+        """Above 4 bits the boundaries are no midpoints; at 8 inner values coincide, and the last bit does not help."""
+        lost = {"nearest"} if self.bits > 4 else set()
+        return frozenset(LAWS) - lost - ({"identity", "falls"} if self.bits == 8 else set())
 
     def codebook(self) -> Codebook:
         """See :func:`quant.codebooks.released`."""

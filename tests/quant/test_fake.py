@@ -13,7 +13,11 @@ from torch import nn
 
 from quant.errors import QuantError
 from quant.fake import QuantLinear, bake, fake_quantize
-from quant.quantizers import get, names
+from quant.quantizers import get, names, widths
+from quant.quantizers._affine import Standardised
+
+EVERY = [(name, bits) for name in names() for bits in widths(name) if get(name, bits).trains]
+STANDARDISED = [(name, bits) for name, bits in EVERY if isinstance(get(name, bits), Standardised)]
 
 
 def gradient_by_complex_steps(w: np.ndarray, g: np.ndarray, bits: int, name: str) -> np.ndarray:
@@ -36,8 +40,7 @@ def gradient_by_complex_steps(w: np.ndarray, g: np.ndarray, bits: int, name: str
     return out
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(("name", "bits"), STANDARDISED)
 @pytest.mark.parametrize("std", [1e-3, 0.05, 3.0])
 def test_rule_23_the_gradient_is_the_papers(bits, name, std):
     rng = np.random.default_rng(bits)
@@ -46,6 +49,135 @@ def test_rule_23_the_gradient_is_the_papers(bits, name, std):
     fake_quantize(latent, get(name, bits)).backward(torch.from_numpy(g).reshape(6, 10))
     expected = gradient_by_complex_steps(w, g, bits, name)
     np.testing.assert_allclose(latent.grad.numpy().ravel(), expected, rtol=0, atol=1e-10)
+
+
+def naive(w: torch.Tensor, name: str, bits: int) -> torch.Tensor:
+    """The surrogate of one group, literally: the rounding is detached and nothing else, autograd does the rest."""
+    q = get(name, bits)
+    grid = q.fit(w)
+    codes = grid.codes(w).long()
+    if name in {"kmeans", "kmedians"}:
+        runs = [w[codes == k] for k in codes]
+        c = torch.stack([r.mean() if name == "kmeans" else r.quantile(0.5) for r in runs])
+        return c + (w - c) - (w - c).detach()
+    levels = torch.from_numpy(np.array(q.codebook().values))[codes]
+    m = torch.zeros((), dtype=w.dtype)
+    if name == "nf":
+        s = w.abs().max()
+    elif name in {"bwn", "absmean"} or (name, bits) == ("dorefa", 1):
+        s = w.abs().mean()
+    elif name == "twn":
+        s = w.abs()[w.abs() > 0.7 * w.abs().mean()].mean()
+    elif name in {"ternary", "lsq"}:
+        s = (w * levels).sum() / levels.square().sum()
+    elif name == "uniform_mse":
+        m = w.mean()
+        s = ((w - m) * levels).sum() / levels.square().sum()
+    elif name == "uniform_minmax":
+        m, s = w.min(), w.max() - w.min()
+    elif name == "ecu":
+        m, s = w.mean(), w.std() * (grid.table[1, 0] / w.std().detach())
+    elif name == "dorefa":
+        s = w.abs().max()
+        z = w.tanh() / s.tanh()
+        return s * (levels + z - z.detach())
+    else:
+        m, s = w.mean(), w.std()
+        z = (w - m) / (s + 1e-5)
+        return (levels + z - z.detach()) * s + m
+    z = (w - m) / s
+    return (levels + z - z.detach()) * s + m
+
+
+@pytest.mark.parametrize(("name", "bits"), EVERY)
+@pytest.mark.parametrize("scope", ["", "/row", "/group14"])
+def test_rule_23_the_gradient_is_that_of_the_literal_surrogate(name, bits, scope):
+    rng = np.random.default_rng(bits)
+    w = torch.from_numpy(rng.standard_normal((4, 10)) * 0.7 + 0.1).requires_grad_()
+    g = torch.from_numpy(rng.standard_normal((4, 10)))
+    out = fake_quantize(w, get(name + scope, bits))
+    (grad,) = torch.autograd.grad(out, w, g)
+    groups = {"": [w.flatten()], "/row": list(w), "/group14": list(w.flatten().split(14))}[scope]
+    expected = torch.cat([naive(group, name, bits) for group in groups]).view(4, 10)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-14)
+    (literal,) = torch.autograd.grad(expected, w, g)
+    torch.testing.assert_close(grad, literal, rtol=0, atol=1e-10)
+
+
+class TestLearnedStep:
+    @staticmethod
+    def literal(w: torch.Tensor, s: torch.Tensor, bits: int) -> torch.Tensor:
+        """Esser et al. 2020, appendix B: gradscale, roundpass, clip."""
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        scaled = s * (1 / (w.numel() * high) ** 0.5)
+        s = scaled + (s - scaled).detach()
+        v = (w / s).clamp(low, high)
+        return (v + (v.round() - v).detach()) * s
+
+    @pytest.mark.parametrize("bits", range(2, 9))
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_its_gradients_are_the_published_ones(self, bits, sign):
+        rng = np.random.default_rng(bits)
+        w, g = (torch.from_numpy(rng.standard_normal((5, 8))) for _ in range(2))
+        steps = torch.tensor([0.5, 0.9, 0.2, 1.3, 0.7], dtype=torch.float64) * sign
+        both = [w.requires_grad_(), steps.requires_grad_()]
+        out = fake_quantize(w, get("lsq/row", bits), steps)
+        expected = torch.stack([self.literal(x, s, bits) for x, s in zip(w, steps.abs(), strict=True)])
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)  # the step itself is a float32
+        found, literal = (torch.autograd.grad(v, both, g) for v in (out, expected))
+        for a, b in zip(found, literal, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+    def test_the_layer_has_it_as_a_parameter(self):
+        layer = QuantLinear(8, 5, bits=3, quantizer="lsq/row")
+        assert list(layer.state_dict()) == ["weight", "step"]
+        mean = layer.weight.detach().abs().mean(dim=1)
+        torch.testing.assert_close(layer.step.detach(), 2 * mean / 3**0.5)
+        with torch.no_grad():
+            layer.weight.mul_(10)
+        layer.reset_step()
+        torch.testing.assert_close(layer.step.detach(), 20 * mean / 3**0.5)
+        for other in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+            assert torch.equal(other.step, layer.step)
+        assert torch.equal(layer.grid().statistics, layer.step)
+        assert torch.equal(layer.deployed().weight, layer.grid().values(layer.grid().codes(layer.weight)))
+
+    @pytest.mark.parametrize("quantizer", ["lsq", "lsq/group3/f16"])
+    def test_what_is_used_is_what_the_grid_stores(self, quantizer):
+        layer, x = QuantLinear(8, 5, bits=4, quantizer=quantizer), torch.randn(3, 8)
+        with torch.no_grad():
+            layer.step[0] *= -1.7
+        stored = get(quantizer, 4).grid(layer.grid().statistics, (5, 8))
+        assert torch.equal(layer(x), x @ stored.values(stored.codes(layer.weight)).T)
+
+    def test_it_learns_weight_and_step(self):
+        torch.manual_seed(0)
+        layer, x = QuantLinear(16, 1, bits=2, quantizer="lsq"), torch.randn(256, 16)
+        y = x @ (0.3 * torch.tensor([1.0, -2.0, 0.0, 1.0] * 4))
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.03)
+        for _ in range(150):
+            loss = (layer(x)[:, 0] - y).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert loss < 0.02 * y.square().mean()
+        assert layer.step.item() == pytest.approx(0.3, rel=0.05)
+
+    def test_only_where_there_is_one(self):
+        with pytest.raises(QuantError, match="expected no step: nf has none to learn"):
+            fake_quantize(torch.randn(3, 3), get("nf", 4), torch.ones(1))
+        with pytest.raises(QuantError, match="finite weights and steps"):
+            fake_quantize(torch.randn(3, 3), get("lsq", 4), torch.full((1,), torch.nan))
+
+
+def test_what_does_not_train_says_so():
+    w = torch.randn(8, 8, requires_grad=True)
+    with pytest.raises(QuantError, match="pq does not train: quantise with it after training"):
+        fake_quantize(w, get("pq", 4))
+    with pytest.raises(QuantError, match="pq does not train"):
+        QuantLinear(8, 8, bits=4, quantizer="pq")
+    grid = get("pq", 4).fit(w)
+    assert torch.equal(fake_quantize(w.detach(), get("pq", 4)), grid.values(grid.codes(w)))
 
 
 def test_rule_23_the_oracle_agrees_with_central_differences():
@@ -62,17 +194,18 @@ def test_rule_23_the_oracle_agrees_with_central_differences():
     np.testing.assert_allclose(gradient_by_complex_steps(w, g, 1, "gaussian_l1"), slow, atol=1e-8)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(("name", "bits"), EVERY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rule_26_the_forward_pass_is_bit_equal_to_what_is_stored(bits, name, dtype):
+@pytest.mark.parametrize("suffix", ["", "/f16", "/row", "/group7/f16"])
+def test_rule_26_the_forward_pass_is_bit_equal_to_what_is_stored(bits, name, dtype, suffix):
     w = torch.from_numpy(np.random.default_rng(1).standard_normal((17, 9))).to(dtype) * 0.01
     w[3, 3] = w.mean()
-    grid = get(name, bits).fit(w)
-    out = fake_quantize(w.requires_grad_(), get(name, bits))
+    q = get(name + suffix, bits)
+    grid = q.fit(w)
+    out = fake_quantize(w.requires_grad_(), q)
     assert torch.equal(out, grid.values(grid.codes(w)))
     if dtype == torch.float32:
-        assert torch.equal(out, get(name, bits).grid(grid.statistics, (17, 9)).values(grid.codes(w)))
+        assert torch.equal(out, q.grid(grid.statistics, (17, 9)).values(grid.codes(w)))
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8])
@@ -153,6 +286,72 @@ class TestQuantLinear:
         before = layer(x)
         layer.weight.data.mul_(2)  # no version counter sees this
         assert not torch.equal(layer(x), before)
+
+    def test_keeps_its_values_until_something_changes(self, monkeypatch):
+        fits = []
+        fit = type(get("gaussian_l1", 2)).fit
+        monkeypatch.setattr(type(get("gaussian_l1", 2)), "fit", lambda q, w: fits.append(1) or fit(q, w))
+        layer, x = QuantLinear(6, 4, bits=2).eval().requires_grad_(False), torch.randn(3, 6)
+
+        def passes(n):
+            fits.clear()
+            for _ in range(n):
+                out = layer(x)
+            found = len(fits)
+            assert torch.equal(out, nn.functional.linear(x, layer.deployed().weight))
+            return found
+
+        assert passes(3) == 1
+        assert passes(2) == 0
+        with torch.no_grad():
+            layer.weight.add_(0.1)
+        assert passes(2) == 1
+        layer.load_state_dict({"weight": torch.randn(4, 6)})
+        assert passes(2) == 1
+        layer.weight.data = torch.randn(4, 6)
+        assert passes(2) == 1
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        assert passes(2) == 1
+        layer.double()  # the same parameter, at the same version
+        x = x.double()
+        assert passes(2) == 1
+        layer.train()
+        assert passes(2) == 2
+
+    def test_in_eval_mode_gradients_reach_the_latent_weight_and_the_input(self):
+        layer, x = QuantLinear(6, 4, bits=2).eval(), torch.randn(3, 6, requires_grad=True)
+        with torch.inference_mode():
+            layer(x)
+        with torch.no_grad():
+            layer(x)
+        layer(x).sum().backward()
+        assert layer.weight.grad is not None
+        layer.requires_grad_(False)
+        (grad,) = torch.autograd.grad(layer(x).sum(), x)
+        assert torch.equal(grad, layer.deployed().weight.sum(0).expand(3, 6))
+
+    def test_copies_carry_no_kept_values(self):
+        layer = QuantLinear(6, 4, bits=2).eval().requires_grad_(False)
+        layer(torch.randn(3, 6))
+        assert layer._kept is not None
+        for other in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+            assert other._kept is None
+        assert list(layer.state_dict()) == ["weight"]
+
+    def test_a_moved_latent_weight_is_quantised_again(self):
+        from landscape.directions import draw
+        from landscape.space import Space
+
+        model, x = nn.Sequential(QuantLinear(6, 4, bits=2)).eval().requires_grad_(False), torch.randn(3, 6)
+        space = Space(model, ["0.weight"], weights="requantised")
+        direction = draw(space, 0)
+        before = model(x)
+        with space:
+            for step in (0.5, 1.0):
+                space.move(direction, step)
+                assert torch.equal(model(x), nn.functional.linear(x, model[0].deployed().weight))
+                assert not torch.equal(model(x), before)
+        assert torch.equal(model(x), before)
 
     def test_learns(self):
         generator = torch.Generator().manual_seed(0)
