@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from figures.atomic import write_bytes
 from quant import legacy
-from quant.content import DTYPES, Lowbit, LowbitTensor
+from quant.content import Lowbit, LowbitTensor
 from quant.errors import QuantError
 from quant.header import PARTS, Entry, decode_header, encode_header, is_head, sections
-from quant.pack import pack, unpack
-from quant.quantizers import get
+from quant.pack import unpack
+from quant.sections import DENSE, decode_part, encode_part
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 __all__ = ["Lowbit", "LowbitTensor", "from_bytes", "read_lowbit", "to_bytes", "write_lowbit"]
 
@@ -34,9 +33,9 @@ CHECKSUM = 8
 _START = struct.Struct("<4sH")
 
 
-def write_lowbit(path: Path | str, lowbit: Lowbit) -> None:
-    """Write the file whole or not at all; equal content gives equal bytes. The errors are those of ``to_bytes``."""
-    write_bytes(path, to_bytes(lowbit))
+def write_lowbit(path: Path | str, lowbit: Lowbit, *, streams: bool = True) -> None:
+    """Write the file whole or not at all; equal content gives equal bytes. Options and errors are ``to_bytes``'s."""
+    write_bytes(path, to_bytes(lowbit, streams=streams))
 
 
 def read_lowbit(path: Path | str) -> Lowbit:
@@ -57,8 +56,10 @@ def read_lowbit(path: Path | str) -> Lowbit:
         raise QuantError(f"{path}: {error}") from None
 
 
-def to_bytes(lowbit: Lowbit) -> bytes:
+def to_bytes(lowbit: Lowbit, *, streams: bool = True) -> bytes:
     """The file as bytes.
+
+    ``streams``: entropy-code codes where that makes the file smaller; it takes about 20 s a megabyte.
 
     Raises
     ------
@@ -67,15 +68,13 @@ def to_bytes(lowbit: Lowbit) -> bytes:
     """
     if len({t.name for t in lowbit.tensors}) != len(lowbit.tensors):
         raise QuantError(f"expected unique tensor names, found {[t.name for t in lowbit.tensors]}")
-    payload = []
-    for part in PARTS:
-        own = [t for t in lowbit.tensors if is_head(t.name, lowbit.header) == (part == "head")]
-        payload += [
-            pack(t.codes.cpu(), t.bits, get(t.quantizer or "", t.bits).levels) for t in own if t.codes is not None
-        ]
-        payload += [_statistic_bytes(t) for t in own if t.statistics is not None]
-        payload += [_value_bytes(t.values) for t in own if t.values is not None]
-    header = encode_header(lowbit.header, [t.entry() for t in lowbit.tensors])
+    parts = [
+        encode_part([t for t in lowbit.tensors if is_head(t.name, lowbit.header) == (part == "head")], streams=streams)
+        for part in PARTS
+    ]
+    coded = [coded for coded, _ in parts] if any(coded for coded, _ in parts) else []
+    header = encode_header(lowbit.header, [t.entry() for t in lowbit.tensors], coded)
+    payload = [data for _, data in parts]
     body = b"".join([_START.pack(MAGIC, VERSION), _length_bytes(len(header)), header, *payload])
     return body + checksum(body)
 
@@ -87,14 +86,27 @@ def from_bytes(data: bytes) -> Lowbit:
     header, entries, coded, at = open_header(data)
     tensors: dict[str, LowbitTensor] = {}
     sizes = sections(header, entries, coded)
-    for part in PARTS:
+    for i, part in enumerate(PARTS):
         own = [e for e in entries if is_head(e.name, header) == (part == "head")]
         parts = {}
         for kind in ("codes", "statistics", "values"):
             parts[kind] = data[at : at + sizes[part, kind]]
             at += sizes[part, kind]
-        tensors |= {t.name: t for t in _decode(own, **parts)}
+        tensors |= {t.name: t for t in decode_part(own, coded[i] if coded else DENSE, **parts)}
     return Lowbit(header=header, tensors=[tensors[e.name] for e in entries])
+
+
+def part_bytes(path: Path | str) -> dict[str, int]:
+    """Bytes of adapter and head on disk, header and checksum left out; the errors are those of ``read_lowbit``."""
+    data = Path(path).read_bytes()
+    if _version(data) == 0:
+        lowbit = _from_version_0(data)
+        sizes = lowbit.sizes()
+        head = sum(size for name, size in sizes.items() if is_head(name, lowbit.header))
+        return {"adapter": sum(sizes.values()) - head, "head": head}
+    header, entries, coded, _ = open_header(data)
+    by_section = sections(header, entries, coded)
+    return {part: sum(size for (of, _), size in by_section.items() if of == part) for part in PARTS}
 
 
 def open_header(data: bytes) -> tuple[dict[str, Any], list[Entry], list[Any], int]:
@@ -135,64 +147,6 @@ def _version(data: bytes) -> int:
     return version
 
 
-def _decode(entries: Sequence[Entry], codes: bytes, statistics: bytes, values: bytes) -> list[LowbitTensor]:
-    """The tensors of a part of the file, from the bytes of its three sections.
-
-    Raises
-    ------
-    QuantError
-        If they are not what the quantiser makes; the tensor is named.
-    """
-    tensors, at_code, at_statistic, at_value = [], 0, 0, 0
-    for e in entries:
-        try:
-            if isinstance(e.storage, str):
-                raw = values[at_value : at_value + e.value_bytes]
-                tensors.append(LowbitTensor.plain(e.name, _values(raw, e)))
-            else:
-                name, bits, levels, _ = e.storage
-                _check_fit(e)
-                dense = unpack(codes[at_code : at_code + e.code_bytes], bits, math.prod(e.codes), levels)
-                tensors.append(
-                    LowbitTensor(
-                        name=e.name,
-                        shape=e.shape,
-                        bits=bits,
-                        quantizer=name,
-                        codes=torch.from_numpy(dense).reshape(e.codes),
-                        statistics=_statistics(statistics[at_statistic : at_statistic + e.statistic_bytes], e),
-                    )
-                )
-        except QuantError as error:
-            raise QuantError(f"tensor {e.name!r}: {error}") from None
-        at_code, at_statistic, at_value = (
-            at_code + e.code_bytes,
-            at_statistic + e.statistic_bytes,
-            at_value + e.value_bytes,
-        )
-    return tensors
-
-
-def _check_fit(entry: Entry) -> None:
-    """Whether the file means by a quantiser's name what we do.
-
-    Raises
-    ------
-    QuantError
-        If it has other levels, statistics or codes.
-    """
-    assert not isinstance(entry.storage, str)
-    name, bits, levels, size = entry.storage
-    ours = get(name, bits)
-    count = ours.statistics_count(entry.shape)
-    known = (ours.levels, 2 if ours.stored == "float16" else 4, count, tuple(ours.codes_shape(entry.shape)))
-    if (found := (levels, size, entry.statistics, entry.codes)) != known:
-        raise QuantError(
-            f"expected of {name} at {bits} bits levels, bytes a statistic, statistics and shape of codes of {known}, "
-            f"found {found}"
-        )
-
-
 def _from_version_0(data: bytes) -> Lowbit:
     header, parts = legacy.parse(data)
     tensors = []
@@ -200,10 +154,10 @@ def _from_version_0(data: bytes) -> Lowbit:
         shape, bits, end = tuple(entry["shape"]), entry["bits"], len(raw) - 4 * entry["statistics"]
         try:
             if bits == 32:
-                tensors.append(LowbitTensor.plain(entry["name"], _floats(raw, "<f4").reshape(shape)))
+                tensors.append(LowbitTensor.plain(entry["name"], _floats(raw).reshape(shape)))
                 continue
             codes = torch.from_numpy(unpack(raw[:end], bits, math.prod(shape))).reshape(shape)
-            quantizer, statistics = entry["quantizer"], _floats(raw[end:], "<f4")
+            quantizer, statistics = entry["quantizer"], _floats(raw[end:])
             tensors.append(
                 LowbitTensor(
                     name=entry["name"], shape=shape, bits=bits, quantizer=quantizer, codes=codes, statistics=statistics
@@ -235,29 +189,5 @@ def _read_length(data: bytes, at: int) -> tuple[int, int]:
     raise QuantError("expected the length of the header in at most 5 bytes, found no end of it")
 
 
-def _values(raw: bytes, entry: Entry) -> Tensor:
-    dtype = DTYPES[str(entry.storage)]
-    if dtype == torch.bfloat16:  # numpy has none
-        return torch.from_numpy(np.frombuffer(raw, dtype="<i2").astype(np.int16)).view(dtype).reshape(entry.shape)
-    return _floats(raw, f"<f{dtype.itemsize}").reshape(entry.shape)
-
-
-def _statistics(raw: bytes, entry: Entry) -> Tensor:
-    return _floats(raw, f"<f{entry.storage[3]}").float()
-
-
-def _floats(raw: bytes, form: str) -> Tensor:
-    return torch.from_numpy(np.frombuffer(raw, dtype=form).astype(form.replace("<", "=")))
-
-
-def _value_bytes(x: Tensor) -> bytes:
-    x = x.detach().cpu().contiguous()
-    if x.dtype == torch.bfloat16:
-        return x.view(torch.int16).numpy().astype("<i2").tobytes()
-    return x.numpy().astype(f"<f{x.dtype.itemsize}").tobytes()
-
-
-def _statistic_bytes(tensor: LowbitTensor) -> bytes:
-    assert tensor.statistics is not None
-    half = get(tensor.quantizer or "", tensor.bits).stored == "float16"
-    return _value_bytes(tensor.statistics.half() if half else tensor.statistics)
+def _floats(raw: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(raw, dtype="<f4").astype(np.float32))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from quant.fake import QuantLinear
-from quant.lowbit import Lowbit, LowbitTensor, read_lowbit, write_lowbit
+from quant.lowbit import Lowbit, LowbitTensor, part_bytes, write_lowbit
 from train.methods import get, head_names
 from train.run import LOWBIT, TRAINED
 from train.spec import RunSpec
@@ -30,7 +30,7 @@ def write_weights(folder: Path, model: nn.Module, names: list[str], record: Mapp
     if not get(record["spec"]["method"]).whole:
         # grids are fitted where training fitted them: another device may round means and deviations otherwise
         tensors = [_stored(model, name, own[name]) for name in names]
-        write_lowbit(folder / LOWBIT, Lowbit(header=_header(record, head_names(model)), tensors=tensors))
+        write_lowbit(folder / LOWBIT, Lowbit(header=header(record, head_names(model)), tensors=tensors))
 
 
 def sizes(folder: Path, *, trained: list[str], head: list[str]) -> dict[str, int]:
@@ -45,19 +45,21 @@ def sizes(folder: Path, *, trained: list[str], head: list[str]) -> dict[str, int
     with safe_open(folder / TRAINED, framework="np") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     if path.exists():
-        of = read_lowbit(path).sizes()
+        of = part_bytes(path)
     else:
-        path, of = folder / TRAINED, {name: tensor.nbytes for name, tensor in stored.items()}
-    head_bytes = sum(of.get(name, 0) for name in head)
+        path = folder / TRAINED
+        parts = {name: tensor.nbytes for name, tensor in stored.items()}
+        head_bytes = sum(parts.get(name, 0) for name in head)
+        of = {"adapter": sum(parts.values()) - head_bytes, "head": head_bytes}
     return {
-        "adapter_bytes": sum(of.values()) - head_bytes,
-        "head_bytes": head_bytes,
+        "adapter_bytes": of["adapter"],
+        "head_bytes": of["head"],
         "file_bytes": path.stat().st_size,
         "trained_parameters": sum(stored[name].size for name in trained),
     }
 
 
-def _header(record: Mapping[str, Any], head: Sequence[str]) -> dict[str, Any]:
+def header(record: Mapping[str, Any], head: Sequence[str]) -> dict[str, Any]:
     """What the shipped file says about itself: enough to put its tensors into the backbone that it names.
 
     ``head``: names of the head's tensors.
