@@ -29,8 +29,10 @@ def write_weights(folder: Path, model: nn.Module, names: list[str], record: Mapp
     write_bytes(folder / TRAINED, save({name: own[name].cpu().contiguous() for name in names}))
     if not get(record["spec"]["method"]).whole:
         # grids are fitted where training fitted them: another device may round means and deviations otherwise
-        tensors = [_stored(model, name, own[name]) for name in names]
-        write_lowbit(folder / LOWBIT, Lowbit(header=header(record, head_names(model)), tensors=tensors))
+        tensors = [_stored(model, name, own[name]) for name in names if not _is_step(model, name)]
+        # codes stay dense: runs are compared by bits times weights (PAPER 2.5), not by how well their codes compress
+        lowbit = Lowbit(header=_header(record, head_names(model)), tensors=tensors)
+        write_lowbit(folder / LOWBIT, lowbit, streams=False)
 
 
 def sizes(folder: Path, *, trained: list[str], head: list[str]) -> dict[str, int]:
@@ -84,3 +86,9 @@ def _stored(model: nn.Module, name: str, latent: torch.Tensor) -> LowbitTensor:
     if isinstance(layer, QuantLinear) and kind == "weight":
         return LowbitTensor.on_grid(name, latent, layer.grid())
     return LowbitTensor.plain(name, latent)
+
+
+def _is_step(model: nn.Module, name: str) -> bool:
+    """Whether a tensor is a low-bit matrix's learned step, which the file holds as its statistic."""
+    owner, _, kind = name.rpartition(".")
+    return kind == "step" and isinstance(model.get_submodule(owner), QuantLinear)
