@@ -31,7 +31,7 @@ def write_weights(folder: Path, model: nn.Module, names: list[str], record: Mapp
         # grids are fitted where training fitted them: another device may round means and deviations otherwise
         tensors = [_stored(model, name, own[name]) for name in names if not _is_step(model, name)]
         # codes stay dense: runs are compared by bits times weights (PAPER 2.5), not by how well their codes compress
-        lowbit = Lowbit(header=_header(record, head_names(model)), tensors=tensors)
+        lowbit = Lowbit(header=header(record, head_names(model)), tensors=tensors)
         write_lowbit(folder / LOWBIT, lowbit, streams=False)
 
 
