@@ -30,15 +30,29 @@ def fake_quantize(w: Tensor, quantizer: Quantizer, step: Tensor | None = None) -
     Raises
     ------
     QuantError
-        If the quantiser does not train and a gradient is asked for, or has no step to learn and is given one.
+        If the quantiser has no step to learn and is given one; as of ``trained`` where a gradient is asked for.
     """
-    if not quantizer.trains and torch.is_grad_enabled() and w.requires_grad:
-        raise QuantError(f"{quantizer.name} does not train: quantise with it after training")
+    if torch.is_grad_enabled() and w.requires_grad:
+        trained(quantizer.name, quantizer.bits)
     if step is not None:
         if not isinstance(quantizer, Lsq):
             raise QuantError(f"expected no step: {quantizer.name} has none to learn")
         return _LearnedStep.apply(w, step, quantizer)
     return _FakeQuantize.apply(w, quantizer)
+
+
+def trained(name: str, bits: int) -> Quantizer:
+    """The quantiser of that name at that many bits, once it is known to train.
+
+    Raises
+    ------
+    QuantError
+        If it does not, or there is none.
+    """
+    quantizer = get(name, bits)
+    if not quantizer.trains:
+        raise QuantError(f"{name} does not train: quantise with it after training")
+    return quantizer
 
 
 class QuantLinear(nn.Linear):
@@ -56,10 +70,7 @@ class QuantLinear(nn.Linear):
         A name that :func:`quant.quantizers.get` takes. One that learns its step makes a parameter ``step`` (G,), which
         fits the weight that the layer begins with: after another one is put in, call :meth:`reset_step`.
 
-    Raises
-    ------
-    QuantError
-        If there is no such quantiser at these bits, or it does not train.
+    A QuantError if there is no such quantiser at these bits, or it does not train.
     """
 
     step: nn.Parameter | None
@@ -76,9 +87,7 @@ class QuantLinear(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        rule = get(quantizer, bits)
-        if not rule.trains:
-            raise QuantError(f"{quantizer} does not train: quantise with it after training")
+        rule = trained(quantizer, bits)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.bits = bits
         self.quantizer = quantizer

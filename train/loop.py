@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from quant.fake import trained
 from train import build as parts
 from train import state as states
 from train.build import Cache, Score, predict, score, stream
@@ -67,6 +68,8 @@ def fit(
     place = parts.device_of(device)
     if ":" not in spec.task and task.name != spec.task:
         raise TrainError(f"expected the task {spec.task!r} that the specification names, found {task.name!r}")
+    for bits in {spec.bits, spec.head_bits} - {32}:
+        trained(spec.quantizer, bits)  # a QuantError before anything is written
     folder = Path(out_root) / spec.name
     fingerprints = {"data": task.fingerprint, "backbone": parts.backbone_hash(spec)}
     facts = {"fingerprints": fingerprints, **circumstances(spec, place, command)}

@@ -34,7 +34,7 @@ class RunSpec:
     backbone, img_size
         What ``train.backbones.create`` takes; None for the backbone's own image size.
     method, dim, bits, quantizer, scale
-        How the backbone is tuned; ``dim`` is the hidden size or the rank. Of a method without an adapter ``dim`` is 0.
+        How the backbone is tuned; ``dim`` is the hidden size, the rank or the subspace's dimension. Of a method without an adapter ``dim`` is 0.
     head_bits
         32, or 1 for a low-bit head without bias.
     recipe, seed
@@ -69,7 +69,8 @@ class RunSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from quant.quantizers import names as quantizers
+        from quant.errors import QuantError
+        from quant.quantizers import parse
         from train.tasks import names as tasks
 
         method = get(self.method)
@@ -77,12 +78,15 @@ class RunSpec:
         if kind not in tasks():
             raise TrainError(unknown("task", kind, tasks()))
         for what, found, valid in (
-            ("quantizer", self.quantizer, quantizers()),
             ("protocol", self.protocol, PROTOCOLS),
             ("inputs", self.inputs, INPUTS),
         ):
             if found not in valid:
                 raise TrainError(unknown(what, found, list(valid)))
+        try:
+            parse(self.quantizer)
+        except QuantError as error:
+            raise TrainError(str(error)) from None
         for what, bits, allowed in (("bits", self.bits, BITS), ("head bits", self.head_bits, HEAD_BITS)):
             if bits not in allowed:
                 raise TrainError(f"expected {what} to be one of {', '.join(map(str, allowed))}, found {bits!r}")

@@ -77,6 +77,7 @@ def test_what_has_no_effect_has_one_value():
         ({"task": "digit"}, "unknown task 'digit'.*nearest: digits"),
         ({"method": "lara"}, "unknown method 'lara'.*nearest: lora"),
         ({"quantizer": "gausian_l1"}, "unknown quantizer.*nearest: gaussian_l1"),
+        ({"quantizer": "nf/rows"}, r"expected a quantizer NAME\[/row"),
         ({"bits": 9}, "expected bits to be one of 1, 2.*32, found 9"),
         ({"head_bits": 2}, "expected head bits to be one of 1, 32, found 2"),
         ({"protocol": "papers"}, "unknown protocol.*nearest: paper"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -29,6 +31,7 @@ class LowRank(nn.Module):
             nn.init.zeros_(self.up.weight)
         else:  # zeros have no deviation to quantise by; PAPER 1.5
             nn.init.trunc_normal_(self.up.weight, std=0.001, a=-0.002, b=0.002)
+            cast(QuantLinear, self.up).reset_step()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map tokens (..., inputs) to (..., outputs)."""
@@ -65,7 +68,7 @@ def blocks(model: nn.Module) -> list[Block]:
         If there are none, or one is not timm's standard ``Block``.
     """
     found, name = getattr(model, "blocks", None), type(model).__name__
-    others = "methods for other networks: full, linear"
+    others = "methods for other networks: full, linear, subspace"
     if found is None or len(found) == 0:
         raise TrainError(f"expected a timm vision transformer made of Block, found {name}; {others}")
     for i, block in enumerate(found):
