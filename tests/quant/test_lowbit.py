@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quant.errors import QuantError
 from quant.fake import QuantLinear, fake_quantize
-from quant.lowbit import Lowbit, LowbitTensor, checksum, read_lowbit, to_bytes, write_lowbit
+from quant.lowbit import Lowbit, LowbitTensor, checksum, from_bytes, part_bytes, read_lowbit, to_bytes, write_lowbit
 from quant.quantizers import get, names
 
 on_disk = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -204,6 +204,65 @@ def test_every_flipped_bit_is_refused(tmp_path):
         with pytest.raises(QuantError, match=r"a\.lowbit: ") as caught:
             read_lowbit(path)
         assert "\n" not in str(caught.value)
+
+
+def repeating() -> Lowbit:
+    """Hidden units that repeat one another, as those of trained adapters do."""
+    torch.manual_seed(0)
+    pattern = torch.randn(1, 300)
+    units = torch.cat([pattern * (-1) ** i + torch.randn(1, 300) / 2 for i in range(16)])
+    tensors = [
+        LowbitTensor.quantised("down", units, quantizer="gaussian_l1", bits=1),
+        LowbitTensor.quantised("up", units.T.contiguous(), quantizer="gaussian_l2/row", bits=2),
+        LowbitTensor.quantised("three", units.reshape(4, 10, 120), quantizer="gaussian_l1", bits=3),
+        LowbitTensor.quantised("flat", units[0], quantizer="gaussian_l1", bits=1),
+        LowbitTensor.plain("head.weight", torch.randn(3)),
+    ]
+    return Lowbit(header={}, tensors=tensors)
+
+
+def test_codes_that_repeat_take_less_and_come_back(tmp_path):
+    lowbit, path = repeating(), tmp_path / "a.lowbit"
+    dense = len(to_bytes(lowbit, streams=False))
+    write_lowbit(path, lowbit)
+    assert path.stat().st_size < 0.97 * dense
+    assert part_bytes(path)["adapter"] < sum(lowbit.sizes().values()) - 12
+    assert part_bytes(path)["head"] == 12
+    for old, new in zip(lowbit.tensors, read_lowbit(path).tensors, strict=True):
+        assert torch.equal(old.dense(), new.dense())
+    whole = path.read_bytes()
+    for at in range(6, len(whole) - 8, len(whole) // 12):
+        damaged = whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :]
+        path.write_bytes(damaged)
+        with pytest.raises(QuantError, match="checksum"):
+            read_lowbit(path)
+        path.write_bytes(resealed(damaged[:-8]))
+        with contextlib.suppress(QuantError):  # any other exception fails the test
+            assert len(read_lowbit(path).tensors) == 5
+
+
+def test_a_stream_is_taken_only_where_it_wins():
+    """Not of codes without structure, and not where a reader could not know that the file holds what it promises."""
+    torch.manual_seed(0)
+    noise = Lowbit(
+        header={}, tensors=[LowbitTensor.quantised("w", torch.randn(8, 99), quantizer="gaussian_l1", bits=1)]
+    )
+    assert to_bytes(noise) == to_bytes(noise, streams=False)
+    codes, statistics = torch.zeros(64, 8000, dtype=torch.uint8), torch.tensor([0.0, 1.0])
+    same = LowbitTensor(name="w", shape=(64, 8000), bits=1, quantizer="released", codes=codes, statistics=statistics)
+    data = to_bytes(Lowbit(header={}, tensors=[same]))
+    assert len(data) >= 64_000 / 256
+    assert torch.equal(from_bytes(data).tensors[0].codes, codes)
+
+
+def test_a_coding_of_a_newer_program_is_refused(monkeypatch):
+    import quant.sections
+
+    monkeypatch.setattr(quant.sections, "STREAM", 2)
+    data = to_bytes(repeating())
+    monkeypatch.undo()
+    with pytest.raises(QuantError, match="dense or of coding 1, found 2"):
+        from_bytes(data)
 
 
 def resealed(data: bytes) -> bytes:
