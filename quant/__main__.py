@@ -31,6 +31,8 @@ class Import:
     """Of a peft folder's matrices: 1 to 8, or 32 to keep them as they are. A .bin keeps its own."""
     quantizer: str = "gaussian_l1"
     """What quantises them, with its scope: nf, uniform_mse/row, gaussian_l1/f16 and others."""
+    dense: bool = False
+    """Leave codes dense where entropy coding would make the file smaller: faster, for files of many megabytes."""
     blocks: int | None = None
     """Blocks of a .bin's backbone, where its name does not say."""
     width: int | None = None
@@ -103,7 +105,7 @@ def bring_in(options: Import) -> None:
     else:
         config = options.config or config_beside(source)
         lowbit = read_petl(source, config, blocks=options.blocks, width=options.width)
-    write_lowbit(options.out, lowbit)
+    write_lowbit(options.out, lowbit, streams=not options.dense)
     print(f"{options.out}: {options.out.stat().st_size} bytes", file=sys.stderr)
 
 

@@ -18,6 +18,8 @@ from quant.peft import CONFIG, WEIGHTS, is_peft, read_peft
 from quant.petl import config_beside, read_petl
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
 
@@ -109,7 +111,7 @@ def contents(path: Path | str, config: Path | str | None = None, **sizes: int | 
 def _of_lowbit(path: Path, lowbit: Lowbit) -> Contents:
     data = path.read_bytes()
     version = int.from_bytes(data[4:6], "little")
-    without = len(to_bytes(lowbit.without_head()))
+    coded: Sequence[Any] = ()
     if version == 0:
         parts, total = _parts(lowbit), len(data)
         parts["checksum"] = 32
@@ -119,8 +121,9 @@ def _of_lowbit(path: Path, lowbit: Lowbit) -> Contents:
         parts = {kind: sizes["adapter", kind] for kind in ("codes", "statistics", "values")}
         parts |= {"head": sum(size for (part, _), size in sizes.items() if part == "head"), "checksum": CHECKSUM}
     parts = {"header": total - sum(parts.values()), **parts}
-    if not parts["head"] and "classes" not in lowbit.header:
-        without = total
+    without = total
+    if parts["head"] or "classes" in lowbit.header:
+        without = len(to_bytes(lowbit.without_head(), streams=any(coded)))
     return Contents(
         path=path, format=f"lowbit version {version}", lowbit=lowbit, parts=parts, without_head_bytes=without
     )

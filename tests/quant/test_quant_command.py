@@ -38,7 +38,10 @@ def released(shared):
 
 def test_the_papers_files_in_and_out(quant, released, tmp_path):
     path, config = released
+    quant("import", path, "--config", config, "-o", tmp_path / "y.lowbit", "--dense")
     quant("import", path, "--config", config, "-o", tmp_path / "x.lowbit")
+    assert (tmp_path / "y.lowbit").stat().st_size <= path.stat().st_size + 64
+    assert (tmp_path / "x.lowbit").stat().st_size <= 11_750
     quant("export", tmp_path / "x.lowbit", "--to", "petl", "-o", tmp_path / "out")
     assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
     assert yaml.safe_load((tmp_path / "out" / config.name).read_text()) == yaml.safe_load(config.read_text())
