@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quant.quantizers._affine import Affine
 
-_EVENTS = 1 << 17  # changes of level of one group that are all walked; beyond, those around the best of many scales
+_EVENTS = 1 << 17  # changes of level of one group that are all walked; of more, those near the best of many scales
 _COARSE = np.geomspace(1 / 2048, 4, 300)  # steps of 3 %
 
 
@@ -43,8 +43,8 @@ class LeastSquares(Affine):
 def best_scale(x: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """The scale (G,) of least squared error of each group; x: (G, L) float64, levels: ascending.
 
-    Exact up to 2^17 changes of level in a group (weights times levels). Beyond, the changes within a step of the best
-    of 300 scales are walked: with so many weights the error is smooth between those.
+    Exact up to 2^17 changes of level in a group (weights times levels). Beyond, the changes are walked between those of
+    300 scales whose error is within 1 % of the least: with so many weights it is smooth between them.
     """
     if not np.isfinite(x).all():
         return np.full(len(x), np.nan)
@@ -97,7 +97,7 @@ def _best(
 
 
 def _bracketed(x: np.ndarray, levels: np.ndarray) -> float:
-    """The best scale of one large group: the best of many, then the walk between its neighbours."""
+    """The best scale of one large group: the walk between the best of many."""
     bounds = (levels[:-1] + levels[1:]) / 2
     x = np.sort(x)
     sums = np.concatenate([[0.0], np.cumsum(x)])
@@ -113,8 +113,9 @@ def _bracketed(x: np.ndarray, levels: np.ndarray) -> float:
         return np.diff(sums[ends], axis=1) @ levels, np.diff(ends, axis=1) @ levels**2
 
     a, b = state(scales)
-    best = int(np.argmax(np.where(b > 0, a**2 / np.maximum(b, 1e-300), 0.0)))
-    near = scales[max(best - 1, 0)], scales[min(best + 1, len(scales) - 1)]
+    left = x @ x - np.where(b > 0, a**2 / np.maximum(b, 1e-300), 0.0)
+    close = np.flatnonzero(left <= 1.01 * left.min())
+    near = scales[max(close[0] - 1, 0)], scales[min(close[-1] + 1, len(scales) - 1)]
     (a,), (b,) = state(np.array([near[0]]))
     at, da, db = [], [], []
     for bound, low, high in zip(bounds, levels[:-1], levels[1:], strict=True):

@@ -8,10 +8,11 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.integrate import quad
 from scipy.stats import norm, truncnorm
 
-from quant.codebooks import gaussian, released
+from quant.codebooks import gaussian, laplace, normal_float, quantiles, released
 from quant.errors import QuantError
 
 BITS = range(1, 9)
@@ -71,6 +72,51 @@ def test_released_is_far_from_solved_at_8_bits():
     assert np.abs(released(4).values - gaussian(4).values).max() == pytest.approx(2.9e-8, abs=1e-9)
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+def test_laplace_values_are_medians_or_means_between_midpoints(bits, loss):
+    book, law = laplace(bits, loss), stats.laplace(scale=np.sqrt(0.5))
+    np.testing.assert_array_equal(book.boundaries, (book.values[1:] + book.values[:-1]) / 2)
+    np.testing.assert_array_equal(book.values, -book.values[::-1])
+    edges = np.concatenate([[0], book.boundaries[2 ** (bits - 1) :], [np.inf]])
+    tail = law.sf(edges)
+    if loss == "l1":
+        centre = law.isf((tail[:-1] + tail[1:]) / 2)
+    else:
+        x = np.minimum(edges, 1e3)
+        moments = tail * (x + np.sqrt(0.5))  # of the tail of an exponential law: x + 1 / rate
+        centre = (moments[:-1] - moments[1:]) / (tail[:-1] - tail[1:])
+    np.testing.assert_allclose(book.values[2 ** (bits - 1) :], centre, rtol=0, atol=1e-10)
+
+
+def test_laplace_published_digits():
+    np.testing.assert_allclose(laplace(1).values[1:], [0.7071], atol=5e-5)  # Paez and Glisson 1972
+    np.testing.assert_allclose(laplace(2).values[2:], [0.4198, 1.8340], atol=5e-5)
+    np.testing.assert_allclose(laplace(3).values[4:], [0.2334, 0.8330, 1.6725, 3.0867], atol=5e-5)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_quantiles_have_equal_mass(bits):
+    book = quantiles(bits)
+    np.testing.assert_allclose(np.diff(norm.cdf(book.boundaries), prepend=0, append=1), 2.0**-bits, atol=1e-13)
+    np.testing.assert_allclose(norm.cdf(book.values), (np.arange(2**bits) + 0.5) / 2**bits, atol=1e-13)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_normal_float_as_published(bits):
+    """QLoRA's create_normal_map, its offset 0.9677083 written for any number of bits."""
+    offset = 1 - (1 / (2 * 2**bits) + 1 / (2 * (2**bits - 1))) / 2
+    if bits == 4:
+        assert offset == pytest.approx(0.9677083, abs=1e-7)
+    half = 2 ** (bits - 1)
+    upper = norm.ppf(np.linspace(offset, 0.5, half + 1)[:-1])
+    lower = -norm.ppf(np.linspace(offset, 0.5, half)[:-1])
+    values = np.sort(np.concatenate([upper, [0.0], lower]))
+    np.testing.assert_allclose(normal_float(bits).values, values / values.max(), atol=1e-14)
+    assert normal_float(bits).values.size == 2**bits
+    assert 0.0 in normal_float(bits).values
+
+
 def test_codebooks_cannot_be_changed():
     with pytest.raises(ValueError, match="read-only"):
         gaussian(2).values[0] = 0
@@ -85,3 +131,7 @@ def test_bits_from_1_to_8(bits):
 def test_a_wrong_norm_is_named():
     with pytest.raises(QuantError, match="unknown norm 'l3': expected l1, l2"):
         gaussian(2, "l3")
+    with pytest.raises(QuantError, match="unknown norm 'l3': expected l1, l2"):
+        laplace(2, "l3")
+    with pytest.raises(QuantError, match="bits from 2 to 8, found 1"):
+        normal_float(1)
