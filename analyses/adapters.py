@@ -71,6 +71,7 @@ def _of_method(path: Path, lowbit: Lowbit, options: Options) -> Checkpoint:
     AnalysisError
         If tensors, classes or backbone are not what the network has.
     """
+    from analyses.pack import padded
     from quant.fake import bake
     from train.build import build, device_of, load_into, load_task
     from train.methods import get
@@ -90,6 +91,8 @@ def _of_method(path: Path, lowbit: Lowbit, options: Options) -> Checkpoint:
     for name in sorted(wanted ^ set(stored)):
         what = "lacks" if name in wanted else "holds"
         raise AnalysisError(f"{path.name} {what} the tensor {name}: it is not of {get(spec.method).label(spec.dim)}")
+    for name in get(spec.method).adapter_names(model):  # hidden units that were taken away
+        stored[name] = padded(stored[name], model.get_parameter(name).shape)
     load_into(model, stored, path.name)
     bits = header.get("bits", 32)
     label = get(spec.method).label(spec.dim)

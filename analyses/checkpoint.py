@@ -1,6 +1,6 @@
 """A checkpoint on a command line, opened: which model it is, on which data, and which of its tensors may move.
 
-Taken: a run folder of ``python -m train`` (or any file inside it), ``.safetensors`` or ``.pth`` weights of a whole timm
+Taken: a run folder of ``python -m train`` (or a file of its own), ``.safetensors`` or ``.pth`` weights of a whole timm
 model together with ``--backbone`` and ``--task``, and adapters that lie alone (:mod:`analyses.adapters`).
 """
 
@@ -225,7 +225,8 @@ def open_checkpoint(path: Path, options: Options) -> Checkpoint:
     if not path.exists():
         raise AnalysisError(f"no such checkpoint: {path}")
     folder = path if path.is_dir() else path.parent
-    if (folder / "run.json").is_file():
+    # A run's own files stand for it; another file of an adapter beside them is for itself.
+    if (folder / "run.json").is_file() and (path.suffix != ".lowbit" or path.name == "adapter.lowbit"):
         return _from_run(folder, options)
     if path.is_file() and path.suffix in WEIGHTS:
         return _from_weights(path, options)

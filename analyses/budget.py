@@ -1,0 +1,224 @@
+"""The best file of so many bytes: ``python -m analyses.budget CKPT --bytes 2400``.
+
+Bytes are shared out among the adapter's pairs of matrices, each in fewer bits or with fewer hidden units. What a choice
+costs is measured by itself, as the mean KL divergence of the predictions on training images from the checkpoint's; the
+choices are made by :mod:`quant.allocate`, which takes these costs to add up. The file that comes out is then measured
+as a whole on test images, beside the best of equal bits and units everywhere.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from analyses.command import Analysis
+from analyses.errors import AnalysisError
+from analyses.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from analyses.candidates import Candidates, Choice
+    from analyses.checkpoint import Checkpoint
+    from analyses.command import OnStep
+    from analyses.store import Tables
+    from quant.lowbit import Lowbit
+
+    Chosen = dict[tuple[str, ...], Choice]
+
+FILE = "packed.lowbit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the file may take, and what there is to choose from."""
+
+    bytes: int
+    """Of the file without its head and class names: header, codes, statistics and checksum."""
+    bits: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    """Bits a weight to choose from."""
+    quantizer: str = "gaussian_l1/f16"
+    """A quantiser, NAME[/row|/group<N>][/f16]."""
+
+
+def compute(checkpoint: Checkpoint, options: Options, spec: Budget, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
+    """Tables ``files`` (the allocated one and the best uniform one) and ``allocation``; writes the file beside them."""
+    import pandas as pd
+
+    from analyses.candidates import candidates
+    from analyses.measure import labelled
+    from analyses.pack import measured
+    from analyses.rounding import facts, rounded_space
+    from quant.lowbit import write_lowbit
+
+    space = rounded_space(checkpoint)
+    objective = checkpoint.objectives(space.model, ("train",), options)["train"]
+    options_of = candidates(space, objective, spec.quantizer, spec.bits, on_step)
+    folder = _folder(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    files, chosen = [], {}
+    for how, found in (("allocated", _shared_out), ("uniform", _uniform)):
+        low, chosen[how] = _fitting(checkpoint, options, spec, options_of, found)
+        path = folder / (FILE if how == "allocated" else f"{how}.lowbit")
+        write_lowbit(path, low)
+        files.append({"how": how, "adapter_bytes": _size(low), **measured(checkpoint, path, options)})
+    allocation = [
+        {
+            "tensors": " ".join(names),
+            "hidden_units": units,
+            "stored_bits": bits,
+            "size_bytes": options_of[names][units, bits].nbytes,
+            "kl_nats": options_of[names][units, bits].damage,
+            "how": how,
+        }
+        for how, of in chosen.items()
+        for names, (units, bits) in of.items()
+    ]
+    tables = {
+        "files": pd.DataFrame(files),
+        "allocation": labelled(pd.DataFrame(allocation), checkpoint),
+    }
+    return tables, {"measured": {space.kind: facts(space, objective, objective.evaluate())}}
+
+
+def _fitting(
+    checkpoint: Checkpoint,
+    options: Options,
+    spec: Budget,
+    found: Candidates,
+    choose: Callable[[Candidates, int], Chosen],
+) -> tuple[Lowbit, Chosen]:
+    """The file that ``choose`` makes of as many bytes as leave room for what surrounds the tensors; its choices.
+
+    Raises
+    ------
+    AnalysisError
+        If even the smallest file is larger than the budget.
+    """
+    from analyses.pack import file_of
+    from quant.errors import QuantError
+
+    room = spec.bytes
+    while True:
+        try:
+            chosen = choose(found, room)
+        except QuantError as error:
+            least = min(spec.bytes - room, spec.bytes)
+            raise AnalysisError(f"--bytes {spec.bytes}: {error}, and {least} for the file around them") from None
+        low = {t.name: t for group, choice in chosen.items() for t in found[group][choice].tensors}
+        bits = min(bits for _, bits in chosen.values())
+        file = file_of(checkpoint, low, options, bits=bits, quantizer=spec.quantizer)
+        over = _size(file) - spec.bytes
+        if over <= 0:
+            return file, chosen
+        room -= over
+
+
+def _shared_out(found: Candidates, room: int) -> Chosen:
+    from quant.allocate import allocate
+
+    costs = {group: {choice: (c.nbytes, c.damage) for choice, c in of.items()} for group, of in found.items()}
+    return dict(allocate(costs, room).chosen)
+
+
+def _uniform(found: Candidates, room: int) -> Chosen:
+    """The same bits, and the same share of the units, everywhere: of those that fit, the least damage in all.
+
+    Raises
+    ------
+    QuantError
+        If none fits.
+    """
+    from quant.errors import QuantError
+
+    ranks = [list(of) for of in found.values()]
+    options = [dict(zip(found, choices, strict=True)) for choices in zip(*ranks, strict=True)]
+    sizes = [sum(found[g][c].nbytes for g, c in option.items()) for option in options]
+    fitting = [option for option, size in zip(options, sizes, strict=True) if size <= room]
+    if not fitting:
+        raise QuantError(f"expected a budget of at least {min(sizes)} bytes, those of the smallest choices")
+    return min(fitting, key=lambda option: sum(found[g][c].damage for g, c in option.items()))
+
+
+def _size(lowbit: Lowbit) -> int:
+    """Bytes of the file without its head and class names."""
+    from quant.lowbit import to_bytes
+
+    return len(to_bytes(lowbit.without_head()))
+
+
+def _folder(checkpoint: Checkpoint) -> Path:
+    return checkpoint.folder / "tables" / "budget-file"
+
+
+def _choices(checkpoint: Checkpoint, spec: Budget) -> int:
+    from analyses.candidates import groups
+    from analyses.rounding import rounded_space
+
+    space = rounded_space(checkpoint)
+    sizes = [len(space.centre[g[0]]).bit_length() if len(g) == 2 else 1 for g in groups(space)]
+    return sum(sizes) * len(spec.bits)
+
+
+ANALYSIS = Analysis(
+    name="budget",
+    part="budget-file",
+    compute=compute,
+    shown=("files",),
+    steps=_choices,
+    assumed=lambda options, spec: (
+        f"{spec.bytes} bytes without the head, {spec.quantizer} at {', '.join(map(str, spec.bits))} bits, "
+        f"{options.samples} images of each split"
+    ),
+    unit="choices",
+)
+
+
+def main(
+    checkpoint: Positional[Path],
+    /,
+    budget: Budget,
+    options: Options = Options(),
+    output: Annotated[Path | None, arg(aliases=["-o"])] = None,
+) -> None:
+    """Share out a budget of bytes among an adapter's matrices, write the file, and measure its accuracy.
+
+    Parameters
+    ----------
+    checkpoint
+        A 32-bit run folder, or weights of a whole network with --backbone and --task.
+    budget
+        What the file may take, and what there is to choose from.
+    options
+        What every analysis takes.
+    output
+        The .lowbit file; budget-BYTES.lowbit beside the checkpoint's tables if left out.
+
+    Raises
+    ------
+    AnalysisError
+        If the file's name has another ending.
+    """
+    from analyses.checkpoint import open_checkpoint
+    from analyses.store import announce
+
+    if output is not None and output.suffix != ".lowbit":
+        raise AnalysisError(f"expected a file that ends in .lowbit, found {output.name}")
+    opened = open_checkpoint(checkpoint, options)
+    made = _folder(opened) / FILE
+    if not made.exists():  # tables of which the file was deleted are made again
+        shutil.rmtree(_folder(opened), ignore_errors=True)
+    ANALYSIS.run([checkpoint], options, budget)
+    target = output or opened.folder / f"budget-{budget.bytes}.lowbit"
+    shutil.copyfile(made, target)
+    announce(options.quiet, f"wrote {target}")
+
+
+if __name__ == "__main__":
+    from figures.command import run
+
+    run(main, prog="python -m analyses.budget")

@@ -1,0 +1,94 @@
+"""A file of so many bytes: it fits, it is what the tables say, and sensitive matrices get more than others."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+import torch
+
+from analyses.budget import ANALYSIS, Budget
+from analyses.candidates import candidates, groups, hidden_moments
+from analyses.checkpoint import open_checkpoint
+from analyses.errors import AnalysisError
+from analyses.options import Options
+from analyses.pack import padded
+from analyses.rounding import rounded_space
+from quant.lowbit import read_lowbit, to_bytes
+from train.loop import fit
+from train.recipe import Recipe
+from train.spec import RunSpec
+from train.tasks import load
+
+OPTIONS = Options(samples=20, batch_size=20, quiet=True, train_size=40)
+SPEC = RunSpec(
+    task="digits", train_size=40, backbone="random:test_vit", img_size=32, dim=4, bits=32,
+    recipe=Recipe(epochs=2, batch_size=8, lr=2e-2, warmup_epochs=0),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    task = load("digits", train_size=40)
+    return open_checkpoint(fit(SPEC, task, tmp_path_factory.mktemp("runs"), quiet=True).path, OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def setting(checkpoint):
+    space = rounded_space(checkpoint)
+    return space, checkpoint.objectives(space.model, ("train",), OPTIONS)["train"]
+
+
+def test_moments_are_those_of_the_hidden_units(setting):
+    """Against a pass by hand of the first block's adapter."""
+    space, objective = setting
+    down, up = groups(space)[0]
+    seen = []
+    module = space.model.get_submodule(up.removesuffix(".weight"))
+    hook = module.register_forward_hook(lambda m, args, out: seen.append(args[0].detach()))
+    objective.evaluate()
+    hook.remove()
+    z = torch.cat([x.flatten(0, -2) for x in seen]).double()
+    torch.testing.assert_close(hidden_moments(space, objective)[up], z.T @ z / len(z))
+    assert len(space.centre[down]) == z.shape[1] == 4
+
+
+def test_a_choice_costs_the_divergence_that_it_alone_causes(setting):
+    space, objective = setting
+    found = candidates(space, objective, "gaussian_l1/f16", (1, 8))
+    first, choices = next(iter(found.items()))
+    assert set(choices) == {(units, bits) for units in (4, 2, 1) for bits in (1, 8)}
+    model = space.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        log_p = torch.log_softmax(model(objective.inputs["0"]).double(), dim=1)
+        for t in choices[2, 8].tensors:
+            assert t.shape[0 if "down" in t.name else 1] == 2
+            model.get_parameter(t.name).copy_(padded(t.dense(), before[t.name].shape))
+        log_q = torch.log_softmax(model(objective.inputs["0"]).double(), dim=1)
+        for name in first:
+            model.get_parameter(name).copy_(before[name])
+    kl = (log_p.exp() * (log_p - log_q)).sum(dim=1).mean().item()
+    assert choices[2, 8].damage == pytest.approx(kl, abs=1e-9)
+    assert choices[4, 8].damage < choices[4, 1].damage
+
+
+def test_the_file_fits_and_opens_as_what_it_says(checkpoint, command):
+    path = checkpoint.folder / "budget-500.lowbit"
+    done = command("analyses.budget", checkpoint.path, "--bytes", "500", "--samples", "20", "--bits", "1", "2", "4")
+    assert done.returncode == 0
+    rows = {row["how"]: row for row in csv.DictReader(io.StringIO(done.stdout))}
+    lowbit = read_lowbit(path)
+    assert int(rows["allocated"]["adapter_bytes"]) == len(to_bytes(lowbit.without_head())) <= 500
+    assert int(rows["uniform"]["adapter_bytes"]) <= 500
+    opened = open_checkpoint(path, OPTIONS)
+    x, y = checkpoint.data("test", 20)
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(opened.model(x).double(), y).item()
+    assert float(rows["allocated"]["loss_nats"]) == pytest.approx(loss, rel=1e-6)
+
+
+def test_a_budget_that_nothing_fits_is_an_error_that_says_what_would(checkpoint):
+    with pytest.raises(AnalysisError, match=r"--bytes 50: expected a budget of at least \d+ bytes"):
+        ANALYSIS.compute(checkpoint, OPTIONS, Budget(bytes=50, bits=(1,)), None)
