@@ -15,7 +15,7 @@ class GaussianL1(Standardised):
 
     kind = "gaussian_l1"
     source = "Jie, Wang and Deng 2023, solved to the end (PAPER 1.1)"
-    formula = "q s + m, s the deviation"
+    formula = "q s + m, s = std w; q of least E|z - q| for N(0, 1)"
 
     @property
     def laws(self) -> frozenset[str]:

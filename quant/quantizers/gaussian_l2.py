@@ -15,7 +15,7 @@ class GaussianL2(Standardised):
 
     kind = "gaussian_l2"
     source = "Lloyd 1982, Max 1960"
-    formula = "q s + m, s the deviation"
+    formula = "q s + m, s = std w; q of least E(z - q)^2 for N(0, 1)"
 
     @property
     def laws(self) -> frozenset[str]:

@@ -15,7 +15,7 @@ class LaplaceL1(Standardised):
 
     kind = "laplace_l1"
     source = "as gaussian_l1, for another law"
-    formula = "q s + m, s the deviation"
+    formula = "q s + m, s = std w; q of least E|z - q| for Laplace weights"
 
     @property
     def laws(self) -> frozenset[str]:

@@ -15,7 +15,7 @@ class LaplaceL2(Standardised):
 
     kind = "laplace_l2"
     source = "Sullivan 1996; Lloyd 1982, Max 1960"
-    formula = "q s + m, s the deviation"
+    formula = "q s + m, s = std w; q of least E(z - q)^2 for Laplace weights"
 
     @property
     def laws(self) -> frozenset[str]:

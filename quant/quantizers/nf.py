@@ -20,7 +20,7 @@ class NormalFloat(Affine):
     kind = "nf"
     widths = range(2, 9)
     source = "Dettmers et al. 2023 (QLoRA)"
-    formula = "q s, s = max|w|"
+    formula = "q s, s = max|w|; q quantiles of N(0, 1) over the largest, with 0"
 
     @property
     def laws(self) -> frozenset[str]:

@@ -18,7 +18,7 @@ class Quantile(Standardised):
 
     kind = "quantile"
     source = "Dettmers et al. 2022 (quantile quantisation), of the fitted normal"
-    formula = "q s + m, s the deviation"
+    formula = "q s + m, s = std w; q the medians of cells of equal mass under N(0, 1)"
 
     @property
     def laws(self) -> frozenset[str]:

@@ -18,7 +18,7 @@ class Released(Standardised):
 
     kind = "released"
     source = "Jie, Wang and Deng 2023, as released (PAPER 1.1)"
-    formula = "q s + m, s the deviation"
+    formula = "q s + m, s = std w; q after 500 rounds towards gaussian_l1"
 
     @property
     def laws(self) -> frozenset[str]:
