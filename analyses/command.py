@@ -6,7 +6,7 @@ An analysis is a file with an ``ANALYSIS = Analysis(...)``, a dataclass of its o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -14,7 +14,6 @@ from analyses.options import Options, settings_of
 from analyses.store import Tables, announce, cached, draw
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from _typeshed import DataclassInstance
@@ -28,6 +27,12 @@ OnStep = Callable[..., Any] | None
 
 def _no_tables(tables: Tables) -> Tables:
     return {}
+
+
+def _checkpoints(paths: Sequence[Path], options: Options) -> tuple[Sequence[Any], Path]:
+    from analyses.checkpoint import open_all
+
+    return open_all(paths, options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,9 @@ class Analysis(Generic[Spec]):
         What of the options belongs to the identity of the tables.
     facts
         What every table's provenance says whatever was measured.
+    opens
+        ``opens(paths, options)``: what is measured, and where the joined tables go. Checkpoints with their models,
+        unless an analysis needs less.
     """
 
     name: str
@@ -65,6 +73,7 @@ class Analysis(Generic[Spec]):
     unit: str = "points"
     settings: Callable[[Options], dict[str, object]] = Options.settings
     facts: Mapping[str, object] = field(default_factory=dict)
+    opens: Callable[[Sequence[Path], Options], tuple[Sequence[Any], Path]] = _checkpoints
 
     def measure(self, checkpoint: Checkpoint, options: Options, spec: Spec, on_step: OnStep = None) -> Tables:
         """The tables of one checkpoint; finished ones are read from below it."""
@@ -84,7 +93,8 @@ class Analysis(Generic[Spec]):
 
         def compute() -> tuple[Tables, dict[str, Any]]:
             parts = [self.measure(c, options, spec, on_step) for c in checkpoints]
-            joined = {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
+            found = dict.fromkeys(name for part in parts for name in part)
+            joined = {name: pd.concat([p[name] for p in parts if name in p], ignore_index=True) for name in found}
             return {**joined, **self.derive(joined)}, {**self.facts, **_joined_facts(checkpoints, self.part)}
 
         settings = {**self.settings(options), **settings_of(spec), "checkpoints": [c.identity for c in checkpoints]}
@@ -92,12 +102,11 @@ class Analysis(Generic[Spec]):
 
     def run(self, paths: Sequence[Path], options: Options, spec: Spec) -> Tables:
         """The command: open the checkpoints, say what is assumed, measure, draw the figures, print the result."""
-        from analyses.checkpoint import open_all
         from analyses.parallel import threads
         from analyses.pilot import with_samples
         from figures.command import emit, progress
 
-        opened, out = open_all(paths, options)
+        opened, out = self.opens(paths, options)
         if options.rise_se is not None:
             options = with_samples(opened, options, getattr(spec, "extent", 1.0))
         total = sum(self.steps(c, spec) for c in opened)
@@ -120,9 +129,9 @@ def _joined_facts(checkpoints: Sequence[Checkpoint], part: str) -> dict[str, Any
     from figures.tables import read_provenance
 
     return {
-        "data_fingerprints": {c.task.name: c.task.fingerprint for c in checkpoints},
+        "data_fingerprints": {c.task.name: c.task.fingerprint for c in checkpoints if hasattr(c, "task")},
         "runs": {
-            c.path.name: {
+            str(c.labels()["run"]): {
                 "identity": c.identity,
                 "measured": read_provenance(c.folder / "tables" / part).get("measured"),
             }

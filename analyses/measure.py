@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from analyses.checkpoint import Checkpoint
     from analyses.options import Move, Options
+    from analyses.weights import Held
 
 Measured = tuple["pd.DataFrame", dict[str, Any]]
 """Rows, and the facts about them that belong into the provenance (NUMERICS 28)."""
@@ -57,7 +58,7 @@ def lines(
     return labelled(pd.concat(frames, ignore_index=True), checkpoint), {"measured": facts}
 
 
-def labelled(frame: pd.DataFrame, checkpoint: Checkpoint, **columns: object) -> pd.DataFrame:
+def labelled(frame: pd.DataFrame, checkpoint: Checkpoint | Held, **columns: object) -> pd.DataFrame:
     """The frame with the columns in front that say which model it is about."""
     import pandas as pd
 

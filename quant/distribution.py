@@ -86,6 +86,7 @@ def w1_to_normal(w: np.ndarray) -> float:
     return float((below + above).sum())
 
 
+@functools.cache
 def w1_null(n: int, *, seed: int, draws: int = 20) -> float:
     """The mean of :func:`w1_to_normal` over truly normal samples of n weights: what distance says nothing."""
     rng = np.random.default_rng(seed)

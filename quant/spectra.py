@@ -112,7 +112,13 @@ class MarchenkoPastur:
     def quantiles(self) -> Tensor:
         """The singular values that such a matrix has on average, nearly: the m middle quantiles, largest first."""
         m = min(self.rows, self.columns)
-        return torch.from_numpy(self.unit * _quantiles(m, self._ratio)[::-1].copy())
+        u, share = _distribution(self._ratio)
+        return torch.from_numpy(self.unit * np.interp((np.arange(m, 0, -1) - 0.5) / m, share, u))
+
+    def shares(self, edges: np.ndarray) -> np.ndarray:
+        """Share of the singular values between each edge and the next."""
+        u, share = _distribution(self._ratio)
+        return np.diff(np.interp(np.asarray(edges, dtype=float) / self.unit, u, share, left=0.0, right=1.0))
 
     @property
     def _ratio(self) -> float:
@@ -144,15 +150,13 @@ def tracy_widom(probability: float) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _quantiles(m: int, ratio: float) -> np.ndarray:
-    """The m middle quantiles at sigma sqrt(M) = 1, ascending.
+def _distribution(ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """Places at sigma sqrt(M) = 1 and the share of the singular values below each, ascending.
 
     With u^2 = 1 + y - 2 sqrt(y) cos t the density has no edge left that a sum could miss.
     """
-    root = math.sqrt(ratio)
     t = (np.arange(20_000) + 0.5) * math.pi / 20_000
-    u2 = 1 + ratio - 2 * root * np.cos(t)
+    u2 = 1 + ratio - 2 * math.sqrt(ratio) * np.cos(t)
     # g(u) du = 2 sin(t)^2 / (pi u^2) dt
     mass = 2 * np.sin(t) ** 2 / (math.pi * u2)
-    share = np.cumsum(mass) / mass.sum()
-    return np.sqrt(np.interp((np.arange(m) + 0.5) / m, share, u2))
+    return np.sqrt(u2), np.cumsum(mass) / mass.sum()

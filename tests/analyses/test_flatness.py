@@ -148,9 +148,9 @@ def test_the_command_reports_one_run_and_compares_two(command, done, tmp_path):
         (["analyses.flatness", "/nowhere/run"], "no such checkpoint"),
         (["analyses.flatness"], "expected at least one checkpoint"),
         (["analyses.noise", "README.md"], "a checkpoint is a run folder"),
-        (["analyses.gaussianity", "{full}", "--device", "gpu7"], "unknown device"),
+        (["analyses.noise", "{full}", "--device", "gpu7"], "unknown device"),
         (["analyses.surface", "{full}", "--points", "4"], "odd number of points"),
-        (["analyses.gaussianity", "{weights}"], "--backbone and --task"),
+        (["analyses.noise", "{weights}"], "--backbone and --task"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(command, done, tmp_path, arguments, text):

@@ -120,7 +120,50 @@ def gaussianity(models=MODELS[2:4]) -> dict[str, pd.DataFrame]:
             }
             for i in range(24)
         ]  # fmt: skip
-    return {"histogram": pd.concat(bins, ignore_index=True), "matrices": pd.DataFrame(matrices)}
+    return {
+        "histogram": pd.concat(bins, ignore_index=True),
+        "matrices": pd.DataFrame(matrices),
+        "spectrum": pd.concat([spectrum(model) for model in models], ignore_index=True),
+        "agreement": pd.concat([agreement(model) for model in models], ignore_index=True),
+    }
+
+
+def spectrum(model: tuple[str, str, int, int, float]) -> pd.DataFrame:
+    """Of two runs with other edges each: a bulk a little below the law's, and a spike."""
+    frames = []
+    for seed in (0, 1):
+        edges = np.linspace(0, 3 + seed, 81)
+        middle, width = (edges[1:] + edges[:-1]) / 2, edges[1]
+        law = np.sqrt(np.clip((middle**2 - 0.64) * (1.44 - middle**2), 0, None)) / (np.pi * 0.04 * middle)
+        trained = np.exp(-(((middle - 0.8) / 0.15) ** 2)) + 0.2 * (np.abs(middle - 2.5) < width / 2)
+        frames.append(
+            pd.DataFrame(
+                {
+                    **labelled(model, seed), "shape": "8 x 192", "matrices": 12, "left": edges[:-1],
+                    "right": edges[1:], "density": trained / trained.sum() / width, "mp_density": law,
+                    "density_init": law if model[1] == "adaptformer" else np.nan,
+                }
+            )
+        )  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def agreement(model: tuple[str, str, int, int, float]) -> pd.DataFrame:
+    edges = np.linspace(-1, 1, 41)
+    middle, width = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
+    null, found = np.exp(-((middle / 0.08) ** 2)), np.exp(-(((middle - 0.3) / 0.3) ** 2))
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    **labelled(model, 0), "side": side, "left": edges[:-1], "right": edges[1:],
+                    "density": found / found.sum() / width, "null_density": null / null.sum() / width,
+                }
+            )
+            for side in ("down", "both")
+        ],
+        ignore_index=True,
+    )  # fmt: skip
 
 
 def tradeoff() -> pd.DataFrame:
@@ -231,6 +274,31 @@ def trajectory() -> dict[str, pd.DataFrame]:
     return {"checkpoints": places.assign(task="digits"), "points": surface(MODELS[:1], n=7)}
 
 
+def collapse() -> pd.DataFrame:
+    rows = []
+    for model, seeds in ((MODELS[2], 1), (MODELS[3], 3)):
+        for seed in range(seeds):
+            ways = [
+                ("as trained", 32, 0.0),
+                ("merged", 32, 0.03),
+                ("pruned", model[3], 0.2),
+                ("retrained", model[3], 0.02),
+            ]
+            for how, bits, loss in ways:
+                for size in (model[2],) if how == "as trained" else (1, 2, 4):
+                    change = -loss / size - 0.002 * seed
+                    rows.append(
+                        {
+                            **labelled(model, seed), "how": how, "size": size,
+                            "stored_bits": bits if loss else model[3],
+                            "adapter_bytes": 300 * size * bits // 8, "file_bytes": 300 * size * bits // 8 + 900,
+                            "accuracy": 0.9 + change, "accuracy_se": 0.01, "accuracy_change": change,
+                            "accuracy_change_se": 0.004,
+                        }
+                    )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def density() -> pd.DataFrame:
     rows = []
     for model in MODELS[:2]:
@@ -257,6 +325,7 @@ def everything() -> dict[str, dict[str, pd.DataFrame]]:
         "claims": {"claims": claims()},
         "history": {"history": history()},
         "connectivity": {"ways": ways()},
+        "collapse": {"sizes": collapse()},
         "trajectory": trajectory(),
     }
 

@@ -55,8 +55,8 @@ def test_lazy_names_resolve_and_others_do_not():
 
 def test_every_file_but_the_helpers_is_a_figure():
     expected = (
-        "claims connectivity curves density flatness history noise precision "
-        "surfaces surfaces_3d tradeoff trajectory weights"
+        "claims collapse connectivity curves density flatness history noise "
+        "precision spectra surfaces surfaces_3d tradeoff trajectory units weights"
     )
     assert figures.names() == expected.split()
     for name in figures.names():
@@ -95,7 +95,7 @@ def test_a_second_process_without_torch_draws_the_same_bytes(drawn: Path):
     assert done.returncode == 0, done.stderr
     here = {path.name: path.read_bytes() for path in (drawn / "here").iterdir()}
     there = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert len(there) == 12
+    assert len(there) == 16
     assert [name for name in there if here[name] != there[name]] == []
     assert sorted(Path(line).name for line in done.stdout.splitlines()) == sorted(there)
 

@@ -67,6 +67,10 @@ def test_the_density_is_that_of_drawn_matrices(n, p):
     density = law.density(x)
     assert density.sum() * dx == pytest.approx(1, abs=2e-3)
     assert (density * x**2).sum() * dx == pytest.approx(0.09 * max(n, p), rel=2e-3)  # E s^2 = |W|^2 / m
+    halves = np.array([0, (low + high) / 2, 2 * high])
+    assert law.shares(halves) == pytest.approx(
+        [density[x < halves[1]].sum() * dx, density[x > halves[1]].sum() * dx], abs=3e-3
+    )
     drawn = np.mean([singular_values(0.3 * gaussian(n, p, seed=i)).numpy() for i in range(10)], axis=0)
     assert law.quantiles().numpy() == pytest.approx(drawn, abs=0.02 * high)
     assert effective_rank(law.quantiles()) == pytest.approx(effective_rank(torch.from_numpy(drawn)), rel=0.01)
