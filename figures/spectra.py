@@ -43,7 +43,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     fig = new_figure(TWO_COLUMNS if per_row > 1 else TWO_COLUMNS / 2, 0.5 + 1.75 * rows)
     axes = fig.subplots(rows, per_row, squeeze=False)
     for ax, ((label, shape), part) in zip(axes.flat, panels, strict=False):
-        histogram(ax, part, look[label]["color"])
+        histogram(ax, part, look[str(label)]["color"])
         ax.set_title(label)
         text = f"{int(part['matrices'].max())} of {shape}"
         ax.annotate(text, (0.97, 0.97), xycoords="axes fraction", ha="right", va="top")

@@ -12,6 +12,7 @@ COMMANDS = [
     "train", "train.tasks", "train.pretrain", "figures", "analyses.flatness", "analyses.surface", "analyses.noise",
     "analyses.gaussianity", "analyses.tradeoff", "analyses.transfer", "analyses.study", "analyses.publish",
     "analyses.connectivity", "analyses.trajectory",
+    "analyses.collapse",
 ]  # fmt: skip
 HELP = """
 import contextlib, io, json, runpy, sys

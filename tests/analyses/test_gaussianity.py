@@ -144,7 +144,8 @@ def test_a_run_is_compared_with_its_initialisation_and_loads_no_data(done, monke
     assert set(found) == {"matrices", "histogram", "spectra", "spectrum", "units", "agreement"}
 
 
-def test_codes_of_one_bit_have_units_and_no_laws(done, tmp_path, command):
+def test_codes_of_one_bit_have_units_and_no_laws(done, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "shipped.lowbit"
     shutil.copy(done.run("adaptformer", 8, 1) / "adapter.lowbit", file)
     said = command("analyses.gaussianity", file, "--out", tmp_path)
