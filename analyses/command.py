@@ -35,6 +35,10 @@ def _checkpoints(paths: Sequence[Path], options: Options) -> tuple[Sequence[Any]
     return open_all(paths, options)
 
 
+def _no_inputs(checkpoint: Checkpoint, spec: Any) -> dict[str, object]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Analysis(Generic[Spec]):
     """A question that is put to each checkpoint by itself and then to all of them together.
@@ -61,6 +65,8 @@ class Analysis(Generic[Spec]):
     opens
         ``opens(paths, options)``: what is measured, and where the joined tables go. Checkpoints with their models,
         unless an analysis needs less.
+    inputs
+        What the tables of a checkpoint depend on beside itself, such as other runs: part of their identity.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Analysis(Generic[Spec]):
     settings: Callable[[Options], dict[str, object]] = Options.settings
     facts: Mapping[str, object] = field(default_factory=dict)
     opens: Callable[[Sequence[Path], Options], tuple[Sequence[Any], Path]] = _checkpoints
+    inputs: Callable[[Checkpoint, Spec], dict[str, object]] = _no_inputs
 
     def measure(self, checkpoint: Checkpoint, options: Options, spec: Spec, on_step: OnStep = None) -> Tables:
         """The tables of one checkpoint; finished ones are read from below it."""
@@ -82,7 +89,8 @@ class Analysis(Generic[Spec]):
             tables, facts = self.compute(checkpoint, options, spec, on_step)
             return tables, {**self.facts, **facts}
 
-        settings = {**self.settings(options), **settings_of(spec), "checkpoint": checkpoint.identity}
+        about = {**self.settings(options), **settings_of(spec), **self.inputs(checkpoint, spec)}
+        settings = {**about, "checkpoint": checkpoint.identity}
         return cached(checkpoint.folder / "tables" / self.part, settings, compute)
 
     def report(
@@ -97,7 +105,10 @@ class Analysis(Generic[Spec]):
             joined = {name: pd.concat([p[name] for p in parts if name in p], ignore_index=True) for name in found}
             return {**joined, **self.derive(joined)}, {**self.facts, **_joined_facts(checkpoints, self.part)}
 
-        settings = {**self.settings(options), **settings_of(spec), "checkpoints": [c.identity for c in checkpoints]}
+        about = {**self.settings(options), **settings_of(spec)}
+        if any(inputs := [self.inputs(c, spec) for c in checkpoints]):
+            about["inputs"] = inputs
+        settings = {**about, "checkpoints": [c.identity for c in checkpoints]}
         return cached(out / "tables" / self.name, settings, compute)
 
     def run(self, paths: Sequence[Path], options: Options, spec: Spec) -> Tables:

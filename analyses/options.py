@@ -106,6 +106,10 @@ class Move:
 
 
 def settings_of(spec: DataclassInstance) -> dict[str, Any]:
-    """What of an analysis' own settings belongs to the identity of its tables: all but ``later`` ones at default."""
+    """What of an analysis' own settings belongs to the identity of its tables.
+
+    All but ``later`` ones at their default, and but a ``place`` where something lies: what lies there is named instead.
+    """
     unused = {f.name for f in fields(spec) if f.metadata.get("later") and getattr(spec, f.name) == f.default}
+    unused |= {f.name for f in fields(spec) if f.metadata.get("place")}
     return {name: value for name, value in asdict(spec).items() if name not in unused}
