@@ -9,6 +9,7 @@ loss is interpolated, never accuracy; evaluated cells keep their values (NUMERIC
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ Measure = Callable[[Sequence[Point]], dict[Point, list[Row]]]
 START = 5
 """Points along an axis in the first round, denser towards its ends, where a process knows least."""
 GROWTH = 0.2
-"""Share by which a round adds to the points."""
+"""Share by which a round adds to the points, at most; fewer where the last rounds say that fewer are enough."""
 QUANTILE = 0.99
 SAFETY = 1.5
 """On the estimated error: what makes it no lower than the true one on 95 % of surfaces (the tests count)."""
@@ -68,6 +69,7 @@ def adaptive(
     found: dict[Point, list[Row]] = {}
     fits: dict[str, Process] = {}
     reached: dict[str, float] = {}
+    history: list[tuple[int, float]] = []
     while True:
         found |= measure([points[i] for i in chosen if points[i] not in found])
         if on_point is not None:
@@ -82,7 +84,8 @@ def adaptive(
         if max(reached.values()) <= error:
             break
         worst = fits[max(reached, key=lambda split: reached[split])]
-        chosen = chosen + worst.next_points(cells, max(4, round(GROWTH * len(chosen))))
+        history.append((len(chosen), max(reached.values())))
+        chosen = chosen + worst.next_points(cells, _more(history, error))
     means = {split: fit.mean(cells) for split, fit in fits.items()} if not rough else {}
     rows = [
         row
@@ -198,6 +201,21 @@ class Process:
         except np.linalg.LinAlgError:
             return np.inf
         return 0.5 * len(self.z) * float(np.log(self.variance)) + float(np.log(np.diag(self.factor)).sum())
+
+
+def _more(history: Sequence[tuple[int, float]], error: float) -> int:
+    """Points of the next round, from the points and errors of the rounds so far.
+
+    The error falls as a power of the points: so many as it takes by the power of the last rounds, within bounds.
+    """
+    points, now = history[-1]
+    most, least = max(4, round(GROWTH * points)), max(4, round(0.2 * GROWTH * points))
+    earlier = [(n, e) for n, e in history[-4:-1] if e > now]
+    if not earlier or not now < math.inf:
+        return most
+    n, e = earlier[0]
+    power = math.log(e / now) / math.log(points / n)
+    return min(most, max(least, math.ceil(points * ((now / error) ** (1 / power) - 1))))
 
 
 def _scaled(points: Floats) -> Floats:
