@@ -49,8 +49,8 @@ def main(
 
     Args:
         task: digits, counting, orientation, folder:PATH or npz:PATH.
-        method: full, linear, lora or adaptformer.
-        dim: Hidden size of the adapter, or its rank; 8 if left out.
+        method: full, linear, lora, adaptformer or subspace.
+        dim: Hidden size of the adapter, its rank, or the dimension of the subspace; 8 if left out.
         scale: Factor on the adapter's output; 1 if left out.
         bits: Of an adapter's weight: 1 to 8, or 32 for plain ones; 32 if left out.
         quantizer: gaussian_l1, gaussian_l2 or released (the paper's own codebooks).

@@ -69,11 +69,12 @@ def header(record: Mapping[str, Any], head: Sequence[str]) -> dict[str, Any]:
     kept = ("method", "dim", "bits", "quantizer", "scale", "head_bits", "img_size", "inputs")
     places = RunSpec.from_dict(record["spec"]).without_folders()
     heads = {name.rpartition(".")[0] for name in head}
+    seeded = str(places["backbone"]).startswith("random:") or get(record["spec"]["method"]).seeded
     return {
         **{name: record["spec"][name] for name in kept},
         **{name: places[name] for name in ("backbone", "task")},
         **({"head": sorted(heads)} if heads - {"head"} else {}),
-        **({"seed": record["spec"]["seed"]} if str(places["backbone"]).startswith("random:") else {}),
+        **({"seed": record["spec"]["seed"]} if seeded else {}),
         "backbone_hash": record["fingerprints"]["backbone"],
         "classes": list(record["classes"]),
     }

@@ -34,7 +34,8 @@ class RunSpec:
     backbone, img_size
         What ``train.backbones.create`` takes; None for the backbone's own image size.
     method, dim, bits, quantizer, scale
-        How the backbone is tuned; ``dim`` is the hidden size, the rank or the subspace's dimension. Of a method without an adapter ``dim`` is 0.
+        How the backbone is tuned; ``dim`` is the hidden size, the rank or the subspace's dimension. Of a method without
+        an adapter ``dim`` is 0.
     head_bits
         32, or 1 for a low-bit head without bias.
     recipe, seed

@@ -51,7 +51,7 @@ def images():
 
 
 def test_names_are_the_files_and_a_wrong_one_says_which_is_near():
-    assert methods.names() == ["adaptformer", "full", "linear", "lora"]
+    assert methods.names() == ["adaptformer", "full", "linear", "lora", "subspace"]
     with pytest.raises(TrainError, match=r"unknown method 'adaptfromer'.*adaptformer.*nearest: adaptformer") as caught:
         methods.get("adaptfromer")
     assert "\n" not in str(caught.value)
@@ -196,7 +196,7 @@ def test_a_method_without_a_merged_form_says_so(name):
             ask(model)
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", ["adaptformer", "lora"])
 def test_other_blocks_are_refused_by_the_name_of_their_type(name):
     with pytest.raises(TrainError, match=r"expected timm's standard Block, found ResPostBlock as blocks\.0"):
         tuned(name, model=vit(block_fn=ResPostBlock))

@@ -45,6 +45,8 @@ class Method:
         that it changes.
     whole
         Every tensor of the network is trained.
+    seeded
+        What is trained means something only together with what the run's seed drew beside it.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Method:
     dim_letter: str = ""
     linear: bool = False
     whole: bool = False
+    seeded: bool = False
     insert: Callable[..., None] | None = None
     adapter_names: Callable[[nn.Module], list[str]] = _no_tensors
     fold: Callable[[nn.Module], None] | None = None
