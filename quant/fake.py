@@ -32,7 +32,7 @@ def fake_quantize(w: Tensor, quantizer: Quantizer, step: Tensor | None = None) -
     QuantError
         If the quantiser has no step to learn and is given one; as of ``trained`` where a gradient is asked for.
     """
-    if torch.is_grad_enabled() and w.requires_grad:
+    if not quantizer.trains and torch.is_grad_enabled() and w.requires_grad:
         trained(quantizer.name, quantizer.bits)
     if step is not None:
         if not isinstance(quantizer, Lsq):
@@ -138,14 +138,16 @@ class QuantLinear(nn.Linear):
 
     def _values(self) -> Tensor:
         """The quantised weight, kept from the last pass where it is the same and nobody asks for its gradient."""
-        latent = [t for t in (self.weight, self._step()) if t is not None]
-        quantizer = get(self.quantizer, self.bits)
+        weight, step, quantizer = self.weight, self._step(), get(self.quantizer, self.bits)
+        if self.training:
+            return fake_quantize(weight, quantizer, step)
+        latent = [weight] if step is None else [weight, step]
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in latent)
-        if self.training or wanted or any(t.is_inference() for t in latent):  # inference tensors count no versions
-            return fake_quantize(self.weight, quantizer, self._step())
+        if wanted or any(t.is_inference() for t in latent):  # inference tensors count no versions
+            return fake_quantize(weight, quantizer, step)
         if self._kept is None or not all(s.same(t) for s, t in zip(self._kept[0], latent, strict=True)):
             with torch.inference_mode(False), torch.no_grad():  # of use in later passes of every mode
-                self._kept = [_Seen(t) for t in latent], fake_quantize(self.weight, quantizer, self._step())
+                self._kept = [_Seen(t) for t in latent], fake_quantize(weight, quantizer, step)
         return self._kept[1]
 
 

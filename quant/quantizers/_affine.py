@@ -85,20 +85,20 @@ class Affine(Quantizer):
     def standardised(self, x: Tensor, table: Tensor) -> Tensor:
         """The weights as the codebook sees them, z; 0 where the scale is."""
         scale = self._scale(table)
-        x = x - table[0, :, None] if self.location else x
+        x = x - table[0] if self.location else x
         return x / torch.where(scale > 0, scale, 1.0)
 
     def _standard_values(self, codes: Tensor, table: Tensor) -> Tensor:
         values, _ = tables(self, table.dtype, codes.device)
-        return values.index_select(0, codes.view(-1)).view(codes.shape)
+        return values.index_select(0, codes.view(-1)).view_as(codes)
 
     def _placed(self, q: Tensor, table: Tensor) -> Tensor:
         # q s + m
         values = q * self._scale(table)
-        return values + table[0, :, None] if self.location else values
+        return values.add_(table[0]) if self.location else values
 
     def _scale(self, table: Tensor) -> Tensor:
-        return table[int(self.location), :, None]
+        return table[int(self.location)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ class Standardised(Affine):
     def standardised(self, x: Tensor, table: Tensor) -> Tensor:
         """The weights as the codebook sees them."""
         # (w - m) / (s + eps)
-        return (x - table[0, :, None]) / (table[1, :, None] + EPS)
+        return (x - table[0]).div_(table[1] + EPS)
 
     def scale_slope(self, x: Tensor, q: Tensor, table: Tensor) -> Tensor:
         """The slope of an unbiased standard deviation."""
@@ -136,14 +136,15 @@ class Standardised(Affine):
     def backward(self, grad: Tensor, table: Tensor, *saved: Tensor) -> Tensor:
         """PAPER 1.3, where eps lets a little of the mean through."""
         x, z, q = saved
-        s = table[1, :, None]
+        s = table[1]
         wide = s + EPS
         # dL/dW_j = rho (g_j - gbar) + gbar + (W_j - m) / ((n-1) s) * sum_i g_i (q_i - rho w_i),   rho = s / (s + eps)
         rho, gbar = s / wide, grad.mean(dim=1, keepdim=True)
-        total = (grad * (q - rho * z)).sum(dim=1, keepdim=True)
-        slope = total / (max(x.shape[1] - 1, 1) * s)
+        rest = rho * z
+        total = torch.sub(q, rest, out=rest).mul_(grad).sum(dim=1, keepdim=True)
+        slope = total.div_(max(x.shape[1] - 1, 1) * s)
         slope.masked_fill_(s == 0, 0.0)  # a constant group has no scale to train
-        return rho * (grad - gbar) + gbar + z * wide * slope
+        return (grad - gbar).mul_(rho).add_(gbar).add_((z * wide).mul_(slope))
 
 
 def deviation_slope(x: Tensor) -> Tensor:

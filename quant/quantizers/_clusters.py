@@ -49,7 +49,7 @@ class Clustered(Quantizer):
 
     def encode(self, x: Tensor, table: Tensor) -> Tensor:
         """The nearest value; half way between two the lower."""
-        values = table.T.contiguous()
+        values = table[:, :, 0].T.contiguous()
         low, high = values[:, :-1], values[:, 1:]
         # below the higher one even where nothing lies between them, so that each value has its own code
         between = torch.minimum(low + (high - low) / 2, torch.nextafter(high, low))
@@ -57,7 +57,7 @@ class Clustered(Quantizer):
 
     def decode(self, codes: Tensor, table: Tensor) -> Tensor:
         """The value itself."""
-        return table.T.gather(1, codes.long().expand(table.shape[1], -1))
+        return table[:, :, 0].T.gather(1, codes.long())
 
     def backward(self, grad: Tensor, table: Tensor, *saved: Tensor) -> Tensor:
         """The plain gradient: what a weight adds to its value c it takes from w - c, whose rounding counts as constant.

@@ -124,6 +124,8 @@ class Quantizer(ABC):
 
     def blocks(self, w: Tensor) -> list[Tensor]:
         """The groups of a tensor, (G, L), and in a block of its own the last if it has fewer entries."""
+        if not self.scope:
+            return [w.reshape(1, -1)]
         return [x for (x,) in _blocks(self.group_length(tuple(w.shape)), w)]
 
     def fit(self, w: Tensor) -> Grid:
@@ -145,8 +147,7 @@ class Quantizer(ABC):
         table = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         if self.stored == "float16":
             table = table.half().to(w.dtype)
-        # the sum is quick to look at; finite numbers may have none that is
-        if not math.isfinite(float(table.sum())) and not torch.isfinite(table).all():
+        if not _finite(table):
             raise QuantError(self._not_finite(w))
         return Grid(quantizer=self, shape=shape, table=table)
 
@@ -163,8 +164,7 @@ class Quantizer(ABC):
             found = f"{statistics.dtype} of shape {tuple(statistics.shape)}"
             raise QuantError(f"expected {count} float32 statistics ({names}), found {found}")
         table = statistics.detach().clone().view(-1, self.group_count(shape))
-        if not torch.isfinite(table).all() or (wrong := self.refuse(table)):
-            wrong = wrong if torch.isfinite(table).all() else "all finite"
+        if wrong := self.refuse(table) if _finite(table) else "all finite":
             raise QuantError(f"expected statistics ({names}) {wrong}, found {_some(statistics)}")
         return Grid(quantizer=self, shape=tuple(shape), table=table)
 
@@ -174,7 +174,7 @@ class Quantizer(ABC):
 
     @abstractmethod
     def encode(self, x: Tensor, table: Tensor) -> Tensor:
-        """Codes (uint8) of groups (G, L) on grids of statistics (S, G)."""
+        """Codes (uint8) of groups (G, L) on grids of statistics (S, G, 1)."""
 
     @abstractmethod
     def decode(self, codes: Tensor, table: Tensor) -> Tensor:
@@ -249,20 +249,21 @@ class Grid:
         return _joined([values for values, _ in done]).view(w.shape), [saved for _, saved in done]
 
     def groups(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-        """Blocks of the tensors, (G, L), each with its columns of the table.
+        """Blocks of the tensors, (G, L), each with its part of the table, (S, G, 1).
 
         Raises
         ------
         QuantError
             If there are several grids and the tensors are not of the shape that they were fitted to.
         """
+        columns = self.table[:, :, None]
         if self.table.shape[1] == 1:
-            return [(*(t.reshape(1, -1) for t in tensors), self.table)]
+            return [(*(t.reshape(1, -1) for t in tensors), columns)]
         if tensors[0].numel() != math.prod(self.shape):
             found = tuple(tensors[0].shape)
             raise QuantError(f"expected as many weights as the grids were fitted to, {self.shape}, found {found}")
         blocks = _blocks(self.quantizer.group_length(self.shape), *tensors)
-        tables = self.table.split([b[0].shape[0] for b in blocks], dim=1)
+        tables = columns.split([b[0].shape[0] for b in blocks], dim=1)
         return [(*block, table) for block, table in zip(blocks, tables, strict=True)]
 
 
@@ -274,6 +275,12 @@ def _blocks(length: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     flat, whole = [t.reshape(-1) for t in tensors], n - n % length
     blocks = [tuple(t[:whole].view(-1, length) for t in flat)]
     return blocks + [tuple(t[whole:].view(1, -1) for t in flat)] * (whole < n)
+
+
+def _finite(table: Tensor) -> bool:
+    if table.numel() > 32:
+        return bool(torch.isfinite(table).all())
+    return all(map(math.isfinite, table.flatten().tolist()))  # of few the quicker way
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

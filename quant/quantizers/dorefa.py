@@ -46,7 +46,7 @@ class Dorefa(Affine):
         if self.bits == 1:
             return super().standardised(x, table)
         # tanh(w) / tanh(s)
-        top = table[0, :, None].tanh()
+        top = table[0].tanh()
         return x.tanh() / torch.where(top > 0, top, 1.0)
 
     def scale_slope(self, x: Tensor, q: Tensor, table: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Dorefa(Affine):
         if self.bits == 1:
             return super().backward(grad, table, *saved)
         x, z, q = saved
-        s = table[0, :, None]
+        s = table[0]
         top = s.tanh()
         ratio = torch.where(top > 0, s / torch.where(top > 0, top, 1.0), 1.0)
         # value_i = (q_i + z_i - const z_i) s:   dL/dw_j = s/tanh(s) (1 - tanh^2 w_j) g_j

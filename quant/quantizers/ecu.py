@@ -57,7 +57,7 @@ class Ecu(Affine):
 
     def cells(self, z: Tensor, table: Tensor) -> Tensor:
         """Counted from the middle; a weight on a threshold belongs to the lower code."""
-        t, most = table[2, :, None], 2 ** (self.bits - 1) - 1
+        t, most = table[2], 2 ** (self.bits - 1) - 1
         # k is the number of thresholds k - 1 + t below z > 0, or of thresholds -(k - 1 + t) from z on
         k = torch.where(z > 0, torch.ceil(z - t), -torch.floor(-z - t) - 1)
         inner = (z <= t) & (z > -t)

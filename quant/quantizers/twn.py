@@ -47,7 +47,7 @@ class Twn(Affine):
     def cells(self, z: Tensor, table: Tensor) -> Tensor:
         """0 below -t or on it, 2 above t, else 1."""
         scale = self._scale(table)
-        threshold = table[1, :, None] / torch.where(scale > 0, scale, 1.0)
+        threshold = table[1] / torch.where(scale > 0, scale, 1.0)
         return (z > -threshold).int() + (z > threshold).int()
 
     def scale_slope(self, x: Tensor, q: Tensor, table: Tensor) -> Tensor:
