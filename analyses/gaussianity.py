@@ -205,9 +205,12 @@ def findings(tables: Tables) -> list[str]:
         if len(fitted):
             m = fitted[["w1_sigma", "w1_sigma_null", "w1_sigma_init", "trained_share"]].median()
             best = ", ".join(f"{law} {count}" for law, count in fitted.best_law.value_counts().items())
+            first, moved = "unknown", ""
+            if not math.isnan(m.trained_share):
+                first, moved = f"{m.w1_sigma_init:.3f}", f"; training moved {m.trained_share:.0%} of the variance"
             lines.append(
-                f"{label}: W1/sigma {m.w1_sigma:.3f} (normal samples {m.w1_sigma_null:.3f}, initial "
-                f"{m.w1_sigma_init:.3f}), training moved {m.trained_share:.0%} of the variance (medians); best: {best}"
+                f"{label}: W1/sigma {m.w1_sigma:.3f} (normal samples {m.w1_sigma_null:.3f}, initial {first}; medians); "
+                f"best law: {best}{moved}"
             )
         for kind, part in spectra[spectra.run == label].groupby("kind", sort=False):
             ranks = part.effective_rank

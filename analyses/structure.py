@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from analyses.weights import Held
 
 BINS = 60
-SPECTRUM_BINS = 120
+SPECTRUM_BINS = (30, 120)
+"""Least and most, as there are singular values."""
 WIDEST = 6.0
 """Of a histogram of singular values, in units of sigma sqrt(M); what lies beyond is in the last bin."""
 
@@ -158,7 +159,7 @@ def _histograms(shapes: Mapping[tuple[int, int], list[tuple[np.ndarray, np.ndarr
         before = [s for _, s in found if s is not None]
         law = MarchenkoPastur(rows=m, columns=most, sigma=most**-0.5)
         end = min(WIDEST, 1.02 * max(trained.max(), law.edges[1]))
-        edges = np.linspace(0, end, SPECTRUM_BINS + 1)
+        edges = np.linspace(0, end, int(np.clip(trained.size // 3, *SPECTRUM_BINS)) + 1)
         width = edges[1]
         frames.append(
             pd.DataFrame(

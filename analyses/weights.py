@@ -96,8 +96,9 @@ class Held:
         return [name for name, w in self.tensors.items() if w.dim() > 1 and w.numel() > 1]
 
     def levels(self, name: str) -> int:
-        """How many values a tensor that is stored as codes takes; 0 of one that is not."""
-        return len(self.codes[name].unique()) if name in self.codes else 0
+        """How many values a tensor takes that is stored as codes, one a weight; 0 of any other."""
+        codes = self.codes.get(name)
+        return len(codes.unique()) if codes is not None and codes.shape == self.tensors[name].shape else 0
 
     def pairs(self) -> dict[str, tuple[str, str]]:
         """Names of the down and the up matrix of each low-rank pair that fits, by the module that both are in."""
