@@ -14,7 +14,11 @@ from typing import Any
 
 from benchmarks._rows import Row
 
-NAME = "landscape"
+COMMANDS = {
+    "landscape": "python -m benchmarks.landscape --full-grids",
+    "quant": "python -m benchmarks.quant --files DIR",
+}
+"""Tables, in the order of the README, and what writes them."""
 PACKAGES = (
     "torch",
     "timm",
@@ -25,6 +29,7 @@ PACKAGES = (
     "PyHessian",
     "curvlinops-for-pytorch",
     "hessian-eigenthings",
+    "torchao",
 )
 COLUMNS = ("what", "ours", "unit", "compared with", "theirs", "figure", "value", "target", "met", "note")
 
@@ -54,13 +59,15 @@ def frame(rows: Mapping[str, Sequence[Row]]) -> Any:
     return pd.DataFrame([{"section": section, **row.record()} for section in rows for row in rows[section]])
 
 
-def write(out: Path, rows: Mapping[str, Sequence[Row]], run: Mapping[str, Any], order: Sequence[str]) -> None:
-    """Replace these sections in ``out/results/landscape.json`` and make the CSV and the README from all that it has."""
+def write(
+    out: Path, name: str, rows: Mapping[str, Sequence[Row]], run: Mapping[str, Any], order: Sequence[str]
+) -> None:
+    """Replace these sections in ``out/results/<name>.json``; make its CSV, and the README from every table there is."""
     import pandas as pd
 
     from figures.atomic import write_text
 
-    path = out / "results" / f"{NAME}.json"
+    path = out / "results" / f"{name}.json"
     known = json.loads(path.read_text())["sections"] if path.exists() else {}
     for section, found in rows.items():
         known[section] = {"run": dict(run), "rows": [row.record() for row in found]}
@@ -68,15 +75,18 @@ def write(out: Path, rows: Mapping[str, Sequence[Row]], run: Mapping[str, Any], 
     write_text(path, json.dumps({"sections": sections}, indent=1) + "\n")
     table = pd.DataFrame([{"section": name, **row} for name, part in sections.items() for row in part["rows"]])
     write_text(path.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n"))
-    write_text(out / "README.md", readme(sections))
+    files = {table: out / "results" / f"{table}.json" for table in COMMANDS}
+    tables = {table: json.loads(file.read_text())["sections"] for table, file in files.items() if file.exists()}
+    write_text(out / "README.md", readme(tables))
 
 
-def readme(sections: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table as Markdown, what it was measured on under each part."""
+def readme(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The tables as Markdown, what they were measured on under each part."""
+    written = " and ".join(f"`{COMMANDS[name]}`" for name in tables)
     lines = [
         "# Benchmarks",
         "",
-        "Written by `python -m benchmarks.landscape --full-grids`; do not edit. `pip install -e '.[benchmark]'` brings "
+        f"Written by {written}; do not edit. `pip install -e '.[benchmark]'` brings "
         "the other tools, but for landscaper: its dependencies ask for another NumPy, so it lives in an environment "
         "of its own, named by `--landscaper`.",
         "",
@@ -86,9 +96,9 @@ def readme(sections: Mapping[str, Mapping[str, Any]]) -> str:
         "differentiation, which shares no code with ours. Other tools are called as documented, unpatched.",
         "",
     ]
-    for name, part in sections.items():
+    for table, name, part in ((t, name, part) for t, sections in tables.items() for name, part in sections.items()):
         run = part["run"]
-        lines += [f"## {name}", "", f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+        lines += [f"## {table}: {name}", "", f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
         lines += [_line(row) for row in part["rows"]]
         versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         lines += [

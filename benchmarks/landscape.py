@@ -93,7 +93,7 @@ def main(
             )
             rows[section] = measure(section, subjects, settings)
             if out is not None:  # section by section: what was measured is kept
-                write(out, {section: rows[section]}, about, SECTIONS)
+                write(out, "landscape", {section: rows[section]}, about, SECTIONS)
     emit(frame(rows), json)
 
 

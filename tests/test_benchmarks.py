@@ -51,3 +51,11 @@ def test_the_command_measures_a_tiny_net(command):
 def test_tools_are_asked_for_products_with_the_vector_that_the_truth_is_of():
     """The first of one vector is not the first of several where their size is no multiple of torch's block."""
     assert not torch.equal(vectors_of(0, 1, 322)[0], vectors_of(0, 3, 322)[0])
+
+
+def test_the_benchmark_of_quantisers_runs(command, tmp_path):
+    done = command("benchmarks.quant", "--quick", "--out", tmp_path)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert {row["section"] for row in rows} == {"pack", "training step", "evaluation"}  # no files to code
+    assert all(float(row["ours"]) > 0 for row in rows)
+    assert "## quant: training step" in (tmp_path / "README.md").read_text()
