@@ -35,12 +35,19 @@ METHOD_COLOURS = {
     "houlsby": "#e69f00",
     "vpt": "#cc79a7",
     "fact": "#56b4e9",
+    "subspace": "#7f3c8d",
 }
 OTHER_COLOURS = ("#7f3c8d", "#a5aa99", "#80ba5a", "#4b4b8f", "#b0413e")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (7, 2)))
 MARKERS = ("o", "s", "^", "D", "v")
 SPACE_NAMES = {"factors": "own tensors move", "merged": "merged matrices move", "full": "all weights move"}
-METHOD_NAMES = {"full": "full fine-tuning", "linear": "linear probe", "lora": "LoRA", "adaptformer": "AdaptFormer"}
+METHOD_NAMES = {
+    "full": "full fine-tuning",
+    "linear": "linear probe",
+    "lora": "LoRA",
+    "adaptformer": "AdaptFormer",
+    "subspace": "random subspace",
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")

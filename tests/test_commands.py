@@ -11,7 +11,7 @@ import pytest
 COMMANDS = [
     "train", "train.tasks", "train.pretrain", "figures", "analyses.flatness", "analyses.surface", "analyses.noise",
     "analyses.gaussianity", "analyses.tradeoff", "analyses.transfer", "analyses.study", "analyses.publish",
-    "analyses.connectivity", "analyses.trajectory", "analyses.precision", "analyses.survive",
+    "analyses.connectivity", "analyses.trajectory", "analyses.dimension", "analyses.precision", "analyses.survive",
     "analyses.collapse",
 ]  # fmt: skip
 HELP = """

@@ -55,8 +55,8 @@ def test_lazy_names_resolve_and_others_do_not():
 
 def test_every_file_but_the_helpers_is_a_figure():
     expected = (
-        "bits claims collapse connectivity curves density flatness history noise precision spectra surfaces "
-        "surfaces_3d survive tradeoff trajectory units weights"
+        "bits claims collapse connectivity curves density dimension flatness history noise "
+        "precision spectra surfaces surfaces_3d survive tradeoff trajectory units weights"
     )
     assert figures.names() == expected.split()
     for name in figures.names():
