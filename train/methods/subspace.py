@@ -58,7 +58,7 @@ class Coordinates(nn.Module):
 class Moved(nn.Module):
     """What layers in the subspace add to their kind: ``place`` is each weight's coordinate, plus dim where it falls."""
 
-    weight: nn.Parameter
+    weight: Tensor
     subspace: Coordinates
     place: Tensor
 
