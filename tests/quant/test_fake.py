@@ -195,17 +195,17 @@ def test_rule_23_the_oracle_agrees_with_central_differences():
 
 
 @pytest.mark.parametrize(("name", "bits"), EVERY)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("suffix", ["", "/f16", "/row", "/group7/f16"])
-def test_rule_26_the_forward_pass_is_bit_equal_to_what_is_stored(bits, name, dtype, suffix):
-    w = torch.from_numpy(np.random.default_rng(1).standard_normal((17, 9))).to(dtype) * 0.01
-    w[3, 3] = w.mean()
-    q = get(name + suffix, bits)
-    grid = q.fit(w)
-    out = fake_quantize(w.requires_grad_(), q)
-    assert torch.equal(out, grid.values(grid.codes(w)))
-    if dtype == torch.float32:
-        assert torch.equal(out, q.grid(grid.statistics, (17, 9)).values(grid.codes(w)))
+@pytest.mark.parametrize("suffix", ["", "/f16", "/group37/f16"])
+def test_rule_26_the_forward_pass_is_bit_equal_to_what_is_stored(bits, name, suffix):
+    for dtype in (torch.float32, torch.float64):
+        w = torch.from_numpy(np.random.default_rng(1).standard_normal((17, 9))).to(dtype) * 0.01
+        w[3, 3] = w.mean()
+        q = get(name + suffix, bits)
+        grid = q.fit(w)
+        out = fake_quantize(w.requires_grad_(), q)
+        assert torch.equal(out, grid.values(grid.codes(w)))
+        if dtype == torch.float32:
+            assert torch.equal(out, q.grid(grid.statistics, (17, 9)).values(grid.codes(w)))
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8])

@@ -18,7 +18,7 @@ from quant.quantizers.base import LAWS
 
 EVERY = [(name, bits) for name in names() for bits in widths(name)]
 STANDARDISED = [(name, bits) for name, bits in EVERY if isinstance(get(name, bits), Standardised)]
-SCOPED = [(name, bits) for name, bits in EVERY if get(name, bits).scoped and bits in {1, 2, 5}]
+SCOPED = [(name, bits) for name, bits in EVERY if get(name, bits).scoped and bits in {1, 2, 4}]
 
 
 def sample(seed: int, *, std: float = 1.0, mean: float = 0.0, n: int = 300, dtype=torch.float64) -> torch.Tensor:
@@ -85,7 +85,7 @@ def shift(q, seed, size, shift, factor):
 
 @lru_cache
 def error_on_normal_weights(name, bits):
-    n = 20_000 if isinstance(get(name, widths(name)[0]), Affine) else 1500
+    n = 20_000 if isinstance(get(name, widths(name)[0]), Affine) else 1500 if name == "pq" else 500
     w = 0.02 * torch.from_numpy(np.random.default_rng(0).standard_normal(n))
     if bits not in widths(name):
         return float((w - w.mean()).abs().mean())
@@ -111,25 +111,32 @@ class TestLaws:
         assert q.formula
         assert q.source
 
-    @pytest.mark.parametrize(("name", "bits", "law"), [(n, b, law) for n, b in EVERY for law in sorted(get(n, b).laws)])
-    def test_rule_22_a_declared_law_holds(self, name, bits, law):
+    @pytest.mark.parametrize(("name", "bits"), EVERY)
+    def test_rule_22_declared_laws_hold(self, name, bits):
         q = get(name, bits)
+        assert "falls" not in q.laws or falls(q)
 
-        if law == "falls":
-            assert falls(q)
-            return
-
-        @settings(max_examples=10 if isinstance(q, Affine) else 1, deadline=None)
+        @settings(max_examples=4 if isinstance(q, Affine) else 1, deadline=None)
         @given(
             seed=st.integers(0, 2**31),
             log_std=st.floats(-2, 4),
             shift=st.floats(-5, 5),
             factor=st.floats(0.1, 1e4),
         )
-        def holds(seed, log_std, shift, factor):
-            assert CHECKS[law](q, seed, 10**log_std, shift, factor)
+        def hold(seed, log_std, shift, factor):
+            for law in q.laws - {"falls"}:
+                assert CHECKS[law](q, seed, 10**log_std, shift, factor), law
 
-        holds()
+        hold()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("name", "bits"), EVERY)
+    def test_rule_22_declared_laws_hold_for_many_seeds(self, name, bits):
+        q, rng = get(name, bits), np.random.default_rng(0)
+        for seed in range(100 if isinstance(q, Affine) else 10):
+            size, shift, factor = 10 ** rng.uniform(-2, 4), rng.uniform(-5, 5), 10 ** rng.uniform(-1, 4)
+            for law in q.laws - {"falls"}:
+                assert CHECKS[law](q, seed, size, shift, factor), law
 
     @pytest.mark.parametrize(
         ("name", "bits", "law"), [(n, b, law) for n, b in EVERY for law in sorted(set(LAWS) - get(n, b).laws)]
@@ -205,7 +212,7 @@ class TestStored:
             torch.testing.assert_close(statistics, plain, rtol=2**-11, atol=2**-25)
 
     @pytest.mark.parametrize(("name", "bits"), SCOPED)
-    @pytest.mark.parametrize("scope", ["row", "group15", "group37", "group299", "group5000"])
+    @pytest.mark.parametrize("scope", ["row", "group37", "group299", "group5000"])
     def test_a_group_is_a_tensor_of_its_own(self, name, bits, scope):
         w = sample(5, std=0.02, dtype=torch.float32)
         q, alone = get(f"{name}/{scope}", bits), get(name, bits)
@@ -238,25 +245,21 @@ class TestStored:
 
 class TestOddTensors:
     @pytest.mark.parametrize(("name", "bits"), EVERY)
-    @pytest.mark.parametrize("suffix", ["", "/row", "/group3"])
-    @pytest.mark.parametrize(
-        "w",
-        [
+    def test_a_constant_matrix_keeps_its_value(self, name, bits):
+        constant = (
             torch.full((7, 11), 0.1),
-            torch.full((77, 13), 1 / 3),
+            torch.full((17, 13), 1 / 3),
             torch.full((503,), -7e-4),
             torch.tensor([[-3.25]]),
             torch.zeros(5, 3),
-        ],
-    )
-    def test_a_constant_matrix_keeps_its_value(self, name, bits, suffix, w):
-        if suffix and not get(name, bits).scoped:
-            return
-        q = get(name + suffix, bits)
-        grid = q.fit(w)
-        assert torch.equal(grid.values(grid.codes(w)), w)
-        again = q.grid(grid.statistics, tuple(w.shape))
-        assert torch.equal(again.values(again.codes(w)), w)
+        )
+        for suffix in ("", "/row", "/group3") if get(name, bits).scoped else ("",):
+            q = get(name + suffix, bits)
+            for w in constant:
+                grid = q.fit(w)
+                assert torch.equal(grid.values(grid.codes(w)), w)
+                again = q.grid(grid.statistics, tuple(w.shape))
+                assert torch.equal(again.values(again.codes(w)), w)
 
     @pytest.mark.parametrize("name", names())
     def test_without_axes_and_of_few_entries(self, name):
