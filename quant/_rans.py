@@ -71,31 +71,30 @@ class Reader:
         self._words = np.frombuffer(data, dtype="<u2", offset=_STATE_BYTES).tolist()
         self._words.reverse()
 
-    def signs(self, ones: np.ndarray) -> list[float]:
-        """The next bits as signs, 1.0 for a one and -1.0 for a zero, one for each number of slots.
+    def bits(self, ones: list[int]) -> np.ndarray:
+        """The next bits (uint8), one for each number of slots of a one.
 
         Raises
         ------
         QuantError
             If the stream ends before.
         """
-        state, words = self._state, self._words
-        found: list[float] = []
+        state, words, found = self._state, self._words, bytearray()
         try:
-            for one in ones.tolist():
+            for one in ones:
                 slot = state & 0xFFFF
                 if slot < one:
                     state = one * (state >> 16) + slot
-                    found.append(1.0)
+                    found.append(1)
                 else:
                     state = (SLOTS - one) * (state >> 16) + slot - one
-                    found.append(-1.0)
+                    found.append(0)
                 if state < _LOW:
                     state = state << 16 | words.pop()
         except IndexError:
             raise QuantError("expected more words in the coded stream, found its end") from None
         self._state = state
-        return found
+        return np.frombuffer(found, dtype=np.uint8)
 
     def symbols(self, widths: np.ndarray, count: int) -> np.ndarray:
         """The next ``count`` symbols (uint8) that share one table of slots.

@@ -1,28 +1,33 @@
-"""The chance of each bit of a matrix, from the bits at the same position of units that are known: a logistic
-regression that learns online.
+"""The chance of each bit of a matrix, from the bits of known units at the same position: logistic regressions that
+learn online, in whole numbers.
 
-Unit u of a tile has at position t the bit b(u, t); as a sign x = 2 b - 1. Its features f are: a constant 1, the signs
-of units of earlier tiles at t (the context), the signs of units 0 to u - 1 of its own tile at t. All positions of a
-chunk are coded with
+Unit u of a tile has at position t the bit b, as a sign x = 2 b - 1. Its features f are: a constant 1, the signs at t of
+units of earlier tiles (the context), the signs at t of units 0 to u - 1 of its own tile. With s(z) = 1 / (1 + exp(-z)),
 
-    P(b = 1) = s(a z),   z = w_u . f,   s(z) = 1 / (1 + exp(-z))
+    P(b = 1) = s(a m z),   z = w_u . f
 
-and then learned from, by one step of Newton's method on the penalised log-likelihood (each chunk adds its own
-curvature, once):
+m is the scale of position t of the tile, for at some positions all units are surer than at others: one Newton step
+on the likelihood of the units before, with a prior of weight 10 for m = 1,
 
-    r_u += sum (b - s(z)) f,   H_u += sum max(0.6 s(z) (1 - s(z)), 0.05) f f',   H_u d = r_u,   w_u += d,   r_u -= H_u d
+    m = 1 + S / (10 + I),   S = sum of z (b - s(z)),   I = sum of z^2 s(z) (1 - s(z))   over units 0 to u - 1 at t
 
-where two steps of conjugate gradients stand for the solution, and what they leave stays in r_u. H_u begins as the
-penalty (diagonal), or as 0.6 of the H at the end of the matrix whose statistics are lent, whose w_u it then also
-begins with. One factor a for all units takes back what the regressions are too sure of; it follows Newton's step on
-its own log-likelihood, with a memory of five chunks.
+and a is one factor for all units that takes back what the regressions are too sure of. Positions are coded in chunks.
+After each chunk comes one step of Newton's method on the penalised log-likelihood, in which a chunk adds its curvature
+once (those that end at 2^11 + 64 or before do):
 
-All numbers are integers: w, z, r and d in units of 2^-16, H of 2^-8, a of 2^-12, s of 2^-16 from a table. Products
-with f, and H d, are float64 matrix products of integers whose partial sums all stay below 2^53, where float64 is
-exact in whatever order a machine adds; the rest is int64. Bounds: |f| <= 1, p <= 2^8 features, |w| < 2^20: |z| <
-2^28. |r|, |d| <= 2^18 after ``_solve``'s shift. The curvature of a chunk is at most 38 * 64 an entry (float32, exact
-below 2^24); it is summed over at most 2^13 positions: H < 2^19 plus the penalty < 2^17, so |H d| < 2^20 2^18 2^8 =
-2^46.
+    r_u += sum (b - s(z)) f,   H_u += sum max(s(z) (1 - s(z)), 0.05) f f',   H_u d = r_u,   w_u += d,   r_u -= H_u d
+
+Two steps of conjugate gradients stand for the solution; what they leave stays in r_u. H_u begins as the penalty L, a
+diagonal. Where few weights are large (``sparse``), L is set to 2 L / (1 + L w^2) after each chunk from position 64 on.
+The next matrix of a pair begins with these w_u and 5/8 of these H_u. a follows Newton's step likewise, with a memory.
+
+Numbers: w, z, r, d in units of 2^-16, H of 2^-8, a and m of 2^-12, S and I of 2^-8, s of 2^-16 from a table at steps of
+2^-7. Products with f, and H d, are float64 matrix products of integers whose partial sums all stay below 2^53, where
+float64 is exact in whatever order a machine adds; a chunk's curvature is a float32 product below 2^24; all else is
+int64 below 2^63. With p < 2^8 features of |f| <= 1: |w| < 2^20, so |z| < 2^28. A chunk adds at most 2^6 2^6 to an entry
+of H; the 2^11 + 64 positions and 5/8 of another matrix's give less than 2^17.8, the penalty less than 2^19.3 on the
+diagonal: rows of |H| sum to less than 2^26, so with |r|, |d| <= 2^18 (each unit on its own scale): |H d| < 2^44, and
+|d' H d| < 2^62 in the units of the code.
 """
 
 from __future__ import annotations
@@ -35,57 +40,69 @@ from quant._rans import SLOT_BITS, SLOTS, Reader, Writer
 
 W_BITS = 16  # fraction bits of weights, logits and residuals
 H_BITS = 8  # fraction bits of the curvature
-A_BITS = 12  # fraction bits of the factor on all logits
+A_BITS = 12  # fraction bits of the factors a and m
 _STEP_BITS = 7  # the table has 2^7 entries a unit of logit
 _REACH = 12 << _STEP_BITS  # and reaches to logits of -12 and 12
 _GROUP = 8  # units that share the size of their H
 _LEARNED = 1 << 11  # positions that add to H
-_W_LIMIT = (1 << 20) - 1
-_D_LIMIT = (1 << 18) - 1
+_LIMIT_BITS = 18
+_ALPHA_BITS = 18
+_BETA_BITS = 12
 _BIAS = 30  # penalty on the constant
-_FIRST = (0, 1, 2, 3, 4, 6, 8, 11, 14, 18, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 224, 256)
+_PRIOR = 10 << 8  # of the scale of a position
+_ENDS = (0, 1, 2, 4, 6, 9, 13, 18, 24, 32, 44, 60, 80, 108, 144, 192, 256)
 _CHUNK = 64
+_SPARSE_FROM = 64
 
 
 def chunks(positions: int) -> list[tuple[int, int]]:
-    """Ends of the chunks in which positions are coded: small while little is known, then 64."""
-    ends = [e for e in _FIRST if e < positions]
-    ends += range(ends[-1] + _CHUNK, positions, _CHUNK) if ends[-1] == _FIRST[-1] else []
+    """The chunks in which positions are coded: small while little is known, then of 64."""
+    ends = [*_ENDS, *range(_ENDS[-1] + _CHUNK, positions, _CHUNK)]
+    ends = [end for end in ends if end < positions]
     return list(zip(ends, [*ends[1:], positions], strict=True))
 
 
 def _logistic() -> np.ndarray:
-    """s(i / 128) in units of 2^-16 for i from -1536 to 1536: powers of exp(1/128) in integers of 64 fraction bits."""
-    one, step, power = 1 << 64, 0, 1 << 64
-    term = one
-    for k in range(1, 12):  # exp(1/128) by its series
+    """s(i / 128) in units of 2^-16 for i from -1536 to 1536: powers of exp(1 / 128) in integers of 64 fraction bits."""
+    step, term = 0, 1 << 64
+    for k in range(1, 12):  # exp(1 / 128) = sum of (1 / 128)^k / k!
         step += term
-        term = term // (k << _STEP_BITS)
-    half = []
+        term //= k << _STEP_BITS
+    power, upper = 1 << 64, []
     for _ in range(_REACH + 1):
         # s(z) = e^z / (1 + e^z), rounded
-        half.append(((power << (SLOT_BITS + 1)) // (one + power) + 1) >> 1)
+        upper.append(((power << SLOT_BITS + 1) // ((1 << 64) + power) + 1) >> 1)
         power = power * step >> 64
-    table = np.array([SLOTS - v for v in reversed(half[1:])] + half, dtype=np.int64)
+    table = np.array([SLOTS - v for v in upper[:0:-1]] + upper, dtype=np.int64)
     return np.clip(table, 2, SLOTS - 2)
 
 
 _CHANCE = _logistic()
-_VARIANCE = _CHANCE * (SLOTS - _CHANCE) >> SLOT_BITS  # s (1 - s) in units of 2^-16
-_CURVATURE = np.maximum(_VARIANCE * 6 // 10 >> SLOT_BITS - H_BITS, (5 << H_BITS) // 100).astype(np.float32)
+_LOGIT = np.arange(-_REACH, _REACH + 1)  # 2^-7
+_VARIANCE = _CHANCE * (SLOTS - _CHANCE) >> SLOT_BITS  # s (1 - s), 2^-16
+_CURVATURE = np.maximum(_VARIANCE >> SLOT_BITS - H_BITS, (5 << H_BITS) // 100).astype(np.float32)
+_INFORMATION = (_VARIANCE * _LOGIT >> SLOT_BITS - 1) * _LOGIT >> _STEP_BITS  # z^2 s (1 - s), 2^-8
+# what a unit adds to 10 + I, and to 10 + I + S if its bit is 0, and besides if it is 1, of S = sum of z (b - s); 2^-8
+_ADDED = np.stack([_INFORMATION, _INFORMATION - (_LOGIT * _CHANCE >> SLOT_BITS - 1), 2 * _LOGIT])
+_SIGN = np.array([-1.0, 1.0])
 
 
 def _index(z: np.ndarray, fraction: int) -> np.ndarray:
-    """Entries of the tables for logits in units of 2^-fraction: the nearest, the end ones beyond the reach."""
+    """Entries of the tables for logits (int64) in units of 2^-fraction: the nearest, beyond the reach the last."""
     shift = fraction - _STEP_BITS
-    return np.minimum(np.maximum(z.astype(np.int64) + (1 << shift - 1) >> shift, -_REACH), _REACH) + _REACH
+    return np.minimum(np.maximum(z + ((_REACH << shift) + (1 << shift - 1)) >> shift, 0), 2 * _REACH)
+
+
+def _scaled(z: np.ndarray, above: np.ndarray, below: np.ndarray, factor: int) -> np.ndarray:
+    """The product a m z in units of 2^-28 from z; m = above / below, from 1/4 to 2."""
+    return z * np.minimum(np.maximum(above * factor // below, factor >> 2), factor << 1)
 
 
 @dataclass(kw_only=True)
 class Units:
     """Regressions of all units of L tiles of U units each, with E context units.
 
-    ``penalty``, ``context_penalty``: on weights of units of the own tile and of the context.
+    ``penalty``, ``context_penalty``: L of weights of units of the own tile and of the context.
     """
 
     tiles: int
@@ -93,87 +110,107 @@ class Units:
     context: int
     penalty: int
     context_penalty: int
+    sparse: bool = False
     factor: int = field(init=False, default=1 << A_BITS)
     _bend: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         size = 1 + self.context + self.units
-        self.weights = np.zeros((self.tiles, self.units, size))
+        self.weights = np.zeros((self.tiles, self.units, size))  # float64 for its products; always whole numbers
         self.residual = np.zeros((self.tiles, self.units, size), dtype=np.int64)
-        self.known = np.arange(size)[None] < (1 + self.context + np.arange(self.units))[:, None]
-        diagonal = np.full(size, self.penalty << H_BITS)
-        diagonal[1 : 1 + self.context] = self.context_penalty << H_BITS
-        diagonal[0] = _BIAS << H_BITS
+        self.known = np.arange(size) < (1 + self.context + np.arange(self.units))[:, None]
+        start = [_BIAS] + [self.context_penalty] * self.context + [self.penalty] * self.units
+        self.start = np.array(start, dtype=np.int64)
+        self.diagonal = np.zeros_like(self.residual) + (self.start << H_BITS)
         self.curvature = []
-        for start in range(0, self.units, _GROUP):
-            stop = min(start + _GROUP, self.units)
-            p = 1 + self.context + stop - 1
-            h = np.zeros((self.tiles, stop - start, p, p))
-            h[...] = np.diag(diagonal[:p])
-            self.curvature.append((slice(start, stop), p, h))
+        for at in range(0, self.units, _GROUP):
+            units = slice(at, min(at + _GROUP, self.units))
+            p = self.context + units.stop
+            h = np.zeros((self.tiles, units.stop - at, p, p))
+            h[...] = np.diag(self.start[:p] << H_BITS)
+            self.curvature.append((units, p, h))
 
     def lend(self) -> None:
-        """Begin anew on the next matrices with the weights and 0.6 of the curvature."""
+        """Begin anew, on the next matrices, with the weights and 5/8 of the curvature."""
         self.weights[:, :, 0] = 0
         self.residual[...] = 0
         self.factor, self._bend = 1 << A_BITS, 0
         for _, _, h in self.curvature:
-            np.floor(h * 0.625, out=h)  # exact: h is an integer below 2^53 / 5
+            np.floor(h * 0.625, out=h)  # exact: 5 h / 8 of a whole number below 2^50
             h[..., 0, :] = 0
             h[..., :, 0] = 0
             h[..., 0, 0] = _BIAS << H_BITS
 
-    def learn(self, f: np.ndarray, bits: np.ndarray, counted: bool) -> None:
-        """Take in a chunk: features (L, p, n) and the units' bits (L, U, n) at its positions."""
-        z = self.weights @ f
+    def index(self, z: np.ndarray, bits: np.ndarray) -> np.ndarray:
+        """Entries of the tables for a m z, of a chunk's logits z and bits (L, U, n)."""
+        known, least, more = _ADDED[:, _index(z, W_BITS)]
+        gained = least + more * bits
+        below = _PRIOR + np.cumsum(known, axis=1) - known
+        above = _PRIOR + np.cumsum(gained, axis=1) - gained
+        return _index(_scaled(z, above, below, self.factor), W_BITS + A_BITS)
+
+    def learn(self, f: np.ndarray, bits: np.ndarray, stop: int) -> None:
+        """Take in a chunk that ends at ``stop``: features (L, p, n) and the units' bits (L, U, n)."""
+        z = (self.weights @ f).astype(np.int64)
         index = _index(z, W_BITS)
         error = (bits.astype(np.int64) << SLOT_BITS) - _CHANCE[index]
         self.residual += np.where(self.known, (error.astype(np.float64) @ f.transpose(0, 2, 1)).astype(np.int64), 0)
-        if counted:
-            weight = _CURVATURE[index]
-            single = f.astype(np.float32)
+        if stop <= _LEARNED + _CHUNK:
+            weight, single = _CURVATURE[index], f.astype(np.float32)
             for units, p, h in self.curvature:
                 fp = single[:, None, :p]
                 h += (fp * weight[:, units, None]) @ fp.transpose(0, 1, 3, 2)
-        self._follow(z, bits)
+        self._follow(self.index(z, bits), bits)
         for units, p, h in self.curvature:
             self._solve(units, p, h)
+        if self.sparse and stop >= _SPARSE_FROM:
+            self._loosen()
 
-    def _follow(self, z: np.ndarray, bits: np.ndarray) -> None:
-        """One Newton step of the factor a on all logits."""
-        index = _index(z * self.factor, W_BITS + A_BITS)
-        logit = _index(z, W_BITS) - _REACH  # 2^-7
-        error = (bits.astype(np.int64) << SLOT_BITS) - _CHANCE[index]
-        slope = int((error * logit).sum())  # 2^-23
-        self._bend = self._bend * 13 // 16 + int(((_VARIANCE[index] * logit >> _STEP_BITS) * logit).sum())
-        step = (slope << A_BITS) // (self._bend + (50 << SLOT_BITS + _STEP_BITS))
+    def _follow(self, index: np.ndarray, bits: np.ndarray) -> None:
+        """One Newton step of log a: slope sum y (b - s(y)), bend sum y^2 s(y) (1 - s(y)), y = a m z; both in 2^-23."""
+        logit = _LOGIT[index]
+        slope = int((((bits.astype(np.int64) << SLOT_BITS) - _CHANCE[index]) * logit).sum())
+        self._bend = self._bend * 13 // 16 + int((_VARIANCE[index] * logit * logit >> _STEP_BITS).sum())
+        step = self.factor * slope // (self._bend + (50 << SLOT_BITS + _STEP_BITS))
         self.factor = min(max(self.factor + step, 1 << A_BITS - 3), 1 << A_BITS + 2)
 
     def _solve(self, units: slice, p: int, h: np.ndarray) -> None:
-        """Two steps of conjugate gradients on H d = r from d = 0; every lane on its own scale 2^e."""
+        """Two steps of conjugate gradients on H d = r from d = 0; r and d of each unit in units of 2^(e - 16)."""
         known = self.known[units, :p]
         residual = self.residual[:, units, :p]
+        limit = (1 << _LIMIT_BITS) - 1
         top = np.abs(residual).max(axis=2, keepdims=True)
-        e = np.maximum(np.frexp(top.astype(np.float64))[1].astype(np.int64) - 18, 0)
+        e = np.maximum(np.frexp(top.astype(np.float64))[1].astype(np.int64) - _LIMIT_BITS, 0)
         r = residual >> e
-        total = np.zeros_like(r)
-        d = r
-        norm = (r * r).sum(axis=2, keepdims=True)  # <= 2^8 2^36
+        d, total = r, np.zeros_like(r)
+        norm = (r * r).sum(axis=2, keepdims=True)  # < 2^44
         for last in (False, True):
             q = np.where(known, (h @ d[..., None].astype(np.float64))[..., 0].astype(np.int64) >> H_BITS, 0)
             along = np.maximum((d * q).sum(axis=2, keepdims=True), 1)
-            alpha = np.minimum((norm << 18) // along, 1 << 18)
-            total += alpha * d >> 18
-            r = np.minimum(np.maximum(r - (alpha * q >> 18), -_D_LIMIT), _D_LIMIT)
+            alpha = np.minimum((norm << _ALPHA_BITS) // along, 1 << _ALPHA_BITS)
+            total += alpha * d >> _ALPHA_BITS
+            r = np.minimum(np.maximum(r - (alpha * q >> _ALPHA_BITS), -limit), limit)
             if not last:
-                grown = (r * r).sum(axis=2, keepdims=True)
-                beta = np.minimum((grown << 12) // np.maximum(norm, 1), 4 << 12)
-                d = np.minimum(np.maximum(r + (beta * d >> 12), -_D_LIMIT), _D_LIMIT)
-                norm = grown
+                left = (r * r).sum(axis=2, keepdims=True)
+                beta = np.minimum((left << _BETA_BITS) // np.maximum(norm, 1), 4 << _BETA_BITS)
+                d = np.minimum(np.maximum(r + (beta * d >> _BETA_BITS), -limit), limit)
+                norm = left
         self.residual[:, units, :p] = r << e
         w = self.weights[:, units, :p]
         w += total << e
-        np.clip(w, -_W_LIMIT, _W_LIMIT, out=w)
+        np.clip(w, -(1 << 20) + 1, (1 << 20) - 1, out=w)
+
+    def _loosen(self) -> None:
+        """Penalties that fall with the weight: 2 L / (1 + L w^2); the residual is that of the new penalised problem."""
+        w = self.weights.astype(np.int64)
+        wanted = (self.start << H_BITS + 1 + W_BITS) // ((1 << W_BITS) + (w * w >> W_BITS) * self.start)
+        wanted[:, :, 0] = self.diagonal[:, :, 0]
+        change = wanted - self.diagonal
+        self.diagonal = wanted
+        self.residual -= change * w >> H_BITS
+        for units, p, h in self.curvature:
+            each = np.arange(p)
+            h[:, :, each, each] += change[:, units, :p]
 
 
 def code_tiles(
@@ -192,32 +229,51 @@ def code_tiles(
     f = np.zeros((count, own + units, positions))
     f[:, 0] = 1
     f[:, own:] = tiles * 2.0 - 1
-
-    sources = [(at, lag, slice(own, own + number)) for at, (lag, number) in zip(_starts(before), before, strict=True)]
-    for at, lag, seen in sources:
-        f[lag:, at : at + seen.stop - own] = f[: max(count - lag, 0), seen]
-    shift = W_BITS + A_BITS - _STEP_BITS
+    starts = [1 + sum(number for _, number in before[:i]) for i in range(len(before))]
+    sources = [(lag, slice(at, at + n), slice(own, own + n)) for at, (lag, n) in zip(starts, before, strict=True)]
+    for lag, to, seen in sources:
+        f[lag:, to] = f[: max(count - lag, 0), seen]
     for start, stop in chunks(positions):
-        span = slice(start, stop)
-        here = f[:, :, span]
-        scaled = model.weights * model.factor  # < 2^34, and 2^42 when summed
+        here, bits = f[:, :, start:stop], tiles[:, :, start:stop]
         if isinstance(coder, Reader):
-            # the constant's weight takes the index of the table's middle and half a step for rounding with it
-            scaled[:, :, 0] += (_REACH << shift) + (1 << shift - 1)
             for lane in range(count):
                 mine = here[lane]
-                for at, lag, seen in sources:
+                for lag, to, seen in sources:
                     if lane >= lag:
-                        mine[at : at + seen.stop - own] = here[lane - lag, seen]
-                for unit, w in enumerate(scaled[lane]):
-                    index = (w @ mine).astype(np.int64) >> shift
-                    mine[own + unit] = coder.signs(_CHANCE.take(index, mode="clip"))
-            tiles[:, :, span] = here[:, own:] > 0
+                        mine[to] = here[lane - lag, seen]
+                _read_tile(coder, model, lane, mine, own)
+            bits[...] = here[:, own:] > 0
         else:
-            coder.bits(_CHANCE[_index(scaled @ here, W_BITS + A_BITS)].reshape(-1), tiles[:, :, span].reshape(-1))
-        model.learn(here, tiles[:, :, span], counted=start < _LEARNED)
+            index = model.index((model.weights @ here).astype(np.int64), bits)
+            coder.bits(_CHANCE[index].reshape(-1), bits.reshape(-1))
+        model.learn(here, bits, stop)
 
 
-def _starts(before: list[tuple[int, int]]) -> list[int]:
-    """Where each stretch of the context begins among the features; the constant is first."""
-    return [1 + sum(number for _, number in before[:i]) for i in range(len(before))]
+def _read_tile(reader: Reader, model: Units, lane: int, f: np.ndarray, own: int) -> None:
+    """Read the units of one tile in one chunk into its features (p, n): as ``Units.index``, but unit after unit.
+
+    The inner loop of reading, so with few calls: constants are arrays, sums are in place, the tables clip.
+    """
+    below = np.full(f.shape[1], _PRIOR)
+    above = below.copy()
+    shift, last_shift = np.array(W_BITS - _STEP_BITS), np.array(W_BITS + A_BITS - _STEP_BITS)
+    middle, last_middle = ((_REACH << s) + (1 << s - 1) for s in (shift, last_shift))
+    factor, least, most = np.array(model.factor), np.array(model.factor >> 2), np.array(model.factor << 1)
+    for w, row in zip(model.weights[lane], f[own:], strict=True):
+        z = (w @ f).astype(np.int64)
+        scaled = above * factor
+        scaled //= below
+        np.maximum(scaled, least, out=scaled)
+        np.minimum(scaled, most, out=scaled)
+        scaled *= z
+        scaled += last_middle
+        scaled >>= last_shift
+        bits = reader.bits(_CHANCE.take(scaled, mode="clip").tolist())
+        _SIGN.take(bits, out=row, mode="clip")
+        z += middle
+        z >>= shift
+        known, gained, more = _ADDED.take(z, axis=1, mode="clip")
+        more *= bits
+        below += known
+        above += gained
+        above += more

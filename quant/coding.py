@@ -33,6 +33,7 @@ _FEW_UNITS = 4  # matrices of no more are stacked into tiles
 _MOST_CURVATURE = 1 << 24  # numbers of curvature held at a time, 128 MiB
 _CONTEXT = 32  # units seen of tiles before, shared by two of them
 _MOST_LAG = 8
+_MANY_UNITS = 64  # of which few are near one another: the writer lets penalties fall
 _PENALTIES = (2, 4, 8, 16, 32, 64, 100, 200)
 _MOST_SYMBOLS = 4096  # coded with the same counts
 
@@ -84,7 +85,7 @@ def decode(data: bytes, shapes: Sequence[tuple[int, int]], levels: Sequence[int]
     families = _families(shapes, levels)
     at = 1 + 2 * len(families)
     settings, reader = [data[i : i + 2] for i in range(1, at, 2)], Reader(data[at:])
-    if any(s[1] >> 4 or max(s[0] & 15, s[0] >> 4) > _MOST_LAG for s in settings):
+    if any(s[1] >> 5 or max(s[0] & 15, s[0] >> 4) > _MOST_LAG for s in settings):
         raise QuantError(f"expected settings of families with lags up to {_MOST_LAG}, found {data[1:at].hex()}")
     tops = [np.zeros((min(s), max(s)), dtype=np.uint8) for s in shapes]
     ranks = [np.zeros_like(t) for t in tops]
@@ -172,11 +173,11 @@ def _families(shapes: Sequence[tuple[int, ...]], levels: Sequence[int]) -> list[
         rows = 0
         for m in matrices:
             if rows + min(shapes[m]) > _MOST_UNITS:
-                families[positions, rows, m] = _Family([stack])
+                families["stack", positions, m] = _Family([stack])
                 stack, rows = [], 0
             stack = [*stack, (m, slice(0, min(shapes[m])))]
             rows += min(shapes[m])
-        families[positions, rows, "last"] = _Family([stack])
+        families["stack", positions] = _Family([stack])
     return list(families.values())
 
 
@@ -201,7 +202,8 @@ def _choose(family: _Family, tops: list[np.ndarray]) -> bytes:
     """The two bytes of a family's settings, from squared correlations of units.
 
     First byte: the two lags of the tiles that are seen, 4 bits each, 0 for none. Second byte: the penalty's index (3
-    bits), and whether second tiles see the second tiles before them. Only a writer calls this, so it may use floats.
+    bits), whether second tiles see the second tiles before them, whether penalties fall with the weight. Only a writer
+    calls this, so it may use floats.
     """
     first = _stack(family.first, tops).astype(np.float32) * 2 - 1
     second = _stack(family.second, tops).astype(np.float32) * 2 - 1 if family.second else first
@@ -214,7 +216,8 @@ def _choose(family: _Family, tops: list[np.ndarray]) -> bytes:
     same = sum((_excess(x, x) * units - x.shape[2] + 1) / max(units - 1, 1) / x.shape[2] for x in (first, second)) / 2
     wanted = np.log(2.5) - 0.6 * np.log(max(same, 1e-3))
     penalty = int(np.argmin(np.abs(np.log(_PENALTIES) - wanted)))
-    return bytes([sum(lag << 4 * i for i, lag in enumerate(seen)), penalty | shared << 3])
+    sparse = not family.second and units >= _MANY_UNITS
+    return bytes([sum(lag << 4 * i for i, lag in enumerate(seen)), penalty | shared << 3 | sparse << 4])
 
 
 def _excess(x: np.ndarray, y: np.ndarray) -> float:
@@ -239,11 +242,12 @@ def _code_family(coder: Writer | Reader, family: _Family, setting: bytes, tops: 
             context=context,
             penalty=penalty,
             context_penalty=max(60, 6 * penalty),
+            sparse=bool(setting[1] >> 4),
         )
         _code_tiles(coder, model, family.first[some], tops, before)
         if family.second:
             model.lend()
-            _code_tiles(coder, model, family.second[some], tops, before if setting[1] >> 3 else [])
+            _code_tiles(coder, model, family.second[some], tops, before if setting[1] >> 3 & 1 else [])
 
 
 def _code_tiles(
