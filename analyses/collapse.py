@@ -49,6 +49,7 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Sizes, on_step: OnSt
     import pandas as pd
 
     from analyses.branches import measure, with_pairs
+    from analyses.checkpoint import identity
     from analyses.measure import labelled
     from analyses.smaller import exact, merged, predicted, pruned, requantised, summary
     from landscape.objective import Objective
@@ -80,16 +81,17 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Sizes, on_step: OnSt
             pairs = {name: (dense[f"{name}.down.weight"], dense[f"{name}.up.weight"]) for name in found}
             evaluation = evaluate(with_pairs(checkpoint.model, pairs))
             rows.append(_row(how, size, file.header["bits"], evaluation, trained, _bytes(file)))
-    if spec.retrain:
-        for small_run in _retrained(checkpoint, sizes, options):
-            size, bits = small_run.spec.dim, small_run.spec.bits
-            cost = {key: int(small_run.metrics[key]) for key in ("adapter_bytes", "file_bytes")}
-            evaluation = evaluate(small_run.model(device=options.device))
-            rows.append(_row("retrained", size, bits, evaluation, trained, cost))
+    anew = _retrained(checkpoint, sizes, options) if spec.retrain else []
+    for small_run in anew:
+        size, bits = small_run.spec.dim, small_run.spec.bits
+        cost = {key: int(small_run.metrics[key]) for key in ("adapter_bytes", "file_bytes")}
+        evaluation = evaluate(small_run.model(device=options.device))
+        rows.append(_row("retrained", size, bits, evaluation, trained, cost))
     facts = {
         "data_fingerprint": checkpoint.task.fingerprint, "images": trained.n, "train_images": len(inputs),
         "baseline": {"loss_nats": trained.mean_loss, "accuracy": trained.accuracy}, "seed": checkpoint.seed,
         "dtype": "float32, reduced in float64", "mode": "eval", "passes": len(rows),
+        "retrained": {small_run.path.name: identity(small_run) for small_run in anew},
     }  # fmt: skip
     table = pd.DataFrame(rows).rename(columns={"dim": "size", "bits": "stored_bits"})
     return {"sizes": labelled(table, checkpoint), "branches": labelled(about, checkpoint)}, {"measured": facts}

@@ -39,7 +39,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         left.set_title(label)
     letter(list(axes.flat))
     legend_below(
-        fig, axes[0, 1], "mean and its standard error, over test images or, of several runs, over runs", columns=4
+        fig, axes[0, 1], "mean and its standard error, over test images or, of several runs, over runs", columns=5
     )
     return fig
 
