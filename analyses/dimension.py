@@ -37,7 +37,7 @@ class Ladder:
 
     dims: tuple[int, ...] = (10, 30, 100, 300, 1000, 3000)
     """Dimensions of the subspace."""
-    scales: tuple[float, ...] = (1.0, 3.0, 10.0)
+    scales: tuple[float, ...] = (3.0, 10.0, 30.0)
     """Tried at the first seed; the one of the highest accuracy on the validation split is taken."""
     share: float = 0.9
     """Of full fine-tuning's accuracy, to be reached."""
