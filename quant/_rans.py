@@ -80,15 +80,16 @@ class Reader:
             If the stream ends before.
         """
         state, words, found = self._state, self._words, bytearray()
+        add = found.append
         try:
             for one in ones:
                 slot = state & 0xFFFF
                 if slot < one:
                     state = one * (state >> 16) + slot
-                    found.append(1)
+                    add(1)
                 else:
                     state = (SLOTS - one) * (state >> 16) + slot - one
-                    found.append(0)
+                    add(0)
                 if state < _LOW:
                     state = state << 16 | words.pop()
         except IndexError:

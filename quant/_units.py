@@ -43,7 +43,7 @@ H_BITS = 8  # fraction bits of the curvature
 A_BITS = 12  # fraction bits of the factors a and m
 _STEP_BITS = 7  # the table has 2^7 entries a unit of logit
 _REACH = 12 << _STEP_BITS  # and reaches to logits of -12 and 12
-_GROUP = 8  # units that share the size of their H
+_GROUPS = 8, 32  # units that share the size of their H, in many tiles (less work) and in few (fewer calls)
 _LEARNED = 1 << 11  # positions that add to H
 _LIMIT_BITS = 18
 _ALPHA_BITS = 18
@@ -123,8 +123,9 @@ class Units:
         self.start = np.array(start, dtype=np.int64)
         self.diagonal = np.zeros_like(self.residual) + (self.start << H_BITS)
         self.curvature = []
-        for at in range(0, self.units, _GROUP):
-            units = slice(at, min(at + _GROUP, self.units))
+        size = _GROUPS[self.tiles < 4]
+        for at in range(0, self.units, size):
+            units = slice(at, min(at + size, self.units))
             p = self.context + units.stop
             h = np.zeros((self.tiles, units.stop - at, p, p))
             h[...] = np.diag(self.start[:p] << H_BITS)
