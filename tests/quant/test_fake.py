@@ -306,6 +306,12 @@ class TestQuantLinear:
         with torch.no_grad():
             layer.weight.add_(0.1)
         assert passes(2) == 1
+        layer.weight.data.mul_(2)  # no version counter sees this
+        assert passes(2) == 1
+        layer._kept[0][0].entries = None  # as on a device where looking at entries would wait for it
+        with torch.no_grad():
+            layer.weight.add_(0.1)
+        assert passes(2) == 1
         layer.load_state_dict({"weight": torch.randn(4, 6)})
         assert passes(2) == 1
         layer.weight.data = torch.randn(4, 6)
