@@ -72,8 +72,9 @@ def candidates(
 
 def groups(space: Space) -> list[tuple[str, ...]]:
     """Names of the tensors that share hidden units, down and up; each other tensor by itself."""
-    pairs = {name: name.removesuffix("down.weight") + "up.weight" for name in space.names}
-    pairs = {down: up for down, up in pairs.items() if down.endswith("down.weight") and up in space.names}
+    from analyses.weights import low_rank_pairs
+
+    pairs = dict(low_rank_pairs(space.centre).values())
     ups = set(pairs.values())
     return [(name, pairs[name]) if name in pairs else (name,) for name in space.names if name not in ups]
 

@@ -101,15 +101,22 @@ class Held:
         return len(codes.unique()) if codes is not None and codes.shape == self.tensors[name].shape else 0
 
     def pairs(self) -> dict[str, tuple[str, str]]:
-        """Names of the down and the up matrix of each low-rank pair that fits, by the module that both are in."""
-        found = {}
-        for down_name in self.matrices:
-            for down, up in PAIRS:
-                up_name = re.sub(rf"(?<![A-Za-z0-9_]){down}(?=\.(?:[A-Za-z0-9_]+\.)?weight$|$)", up, down_name)
-                w, other = self.tensors[down_name], self.tensors.get(up_name)
-                if up_name != down_name and other is not None and w.shape[0] == other.flatten(1).shape[1]:
-                    found[re.sub(rf"\.?{down}(\.|$).*", "", down_name) or down_name] = (down_name, up_name)
-        return found
+        """Names of the down and the up matrix of each low-rank pair, by the module that both are in."""
+        return low_rank_pairs(self.tensors)
+
+
+def low_rank_pairs(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, str]]:
+    """Names of the down (h, ...) and the up (..., h) matrix of each pair that fits, by the module that both are in."""
+    found = {}
+    for down_name, w in tensors.items():
+        for down, up in PAIRS:
+            up_name = re.sub(rf"(?<![A-Za-z0-9_]){down}(?=\.(?:[A-Za-z0-9_]+\.)?weight$|$)", up, down_name)
+            other = tensors.get(up_name)
+            if up_name == down_name or other is None or min(w.dim(), other.dim()) < 2:
+                continue
+            if w.numel() > 1 and w.shape[0] == other.flatten(1).shape[1]:
+                found[re.sub(rf"\.?{down}(\.|$).*", "", down_name) or down_name] = (down_name, up_name)
+    return found
 
 
 def open_weights(paths: Sequence[Path], options: Options) -> tuple[list[Held], Path]:

@@ -201,7 +201,7 @@ def test_falling_penalties_read_with_python_integers(monkeypatch):
 
 
 def test_no_number_can_leave_its_type():
-    """The worst case of the docstring, from the constants: equal units, all curvature at its most, largest penalties."""
+    """The worst case of the docstring, from the constants: equal units, curvature at its most, largest penalties."""
     features = 1 + coding._CONTEXT + coding._MOST_UNITS
     limit = 1 << _units._LIMIT_BITS
     curvature = int(_units._CURVATURE.max())
