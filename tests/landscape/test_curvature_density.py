@@ -89,7 +89,9 @@ def test_side_by_side_or_one_by_one_is_the_same():
     for a, b in zip(both.nodes, single.nodes, strict=True):
         np.testing.assert_array_equal(a, b)
     assert single.cost["products"] == both.cost["products"] == 24
-    assert single.cost["gradients"] == pytest.approx(3 * both.cost["gradients"])  # a pass serves all probes of a group
+    # A pass serves all probes of a group; the first one also measured how large a graph is, on a few rows.
+    assert 8 <= both.cost["gradients"] < 9
+    assert single.cost["gradients"] == pytest.approx(24)
     with pytest.raises(LandscapeError, match="memory_bytes"):
         spectral_density(operator, steps=8, memory_bytes=100)
 

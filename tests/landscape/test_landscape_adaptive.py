@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from landscape_nets import Mlp, data, seeded
+from scipy import special
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from landscape import LandscapeError, Objective, Space, draw, grid, line, orthogonal_pair, plane
-from landscape.adaptive import Process
+from landscape.adaptive import KERNELS, Process
 
 ERROR = 0.01
 
@@ -151,15 +152,38 @@ def test_a_killed_adaptive_surface_goes_on_to_the_same_rows(tmp_path):
     assert repr(resumed.rows) == repr(whole.rows)
 
 
+@pytest.mark.parametrize("nu", sorted(KERNELS))
+def test_the_kernels_are_matern_kernels(nu):
+    """Against the general formula with a Bessel function (Rasmussen and Williams 2006, eq. 4.14)."""
+    rng = np.random.default_rng(0)
+    fit = Process(rng.uniform(-1, 1, (12, 2)), rng.normal(size=12))
+    fit.smoothness, fit.lengths = nu, np.array([0.5, 2.0])
+    a, b = rng.uniform(-1, 1, (2, 9, 2))
+    s = np.sqrt(2 * nu) * np.linalg.norm((a[:, None] - b) / fit.lengths, axis=-1)
+    assert np.allclose(fit._kernel(a, b), 2 ** (1 - nu) / special.gamma(nu) * s**nu * special.kv(nu, s))
+
+
+def test_the_likelihood_chooses_the_smoothness():
+    """Among draws of each kernel, most are told by the right one, or a neighbour (the data say little more)."""
+    x = np.random.default_rng(0).uniform(-1, 1, (80, 2))
+    found = {}
+    for nu in KERNELS:
+        fit = Process(x[:5], x[:5, 0])
+        fit.smoothness, fit.lengths = nu, np.array([1.0, 1.0])
+        half = np.linalg.cholesky(fit._kernel(x, x) + 1e-9 * np.eye(80))
+        draws = [Process(x, half @ np.random.default_rng(i).normal(size=80)).smoothness for i in range(8)]
+        found[nu] = np.mean(draws)
+    assert found[2.5] < found[3.5] < found[4.5]
+
+
 def test_the_process_is_that_of_the_textbook():
     """Mean, spread and left-out errors by explicit inverses, and by leaving each point out in turn."""
     rng = np.random.default_rng(0)
     x, z = rng.uniform(-1, 1, (12, 2)), rng.normal(size=12)
     fit = Process(x, z)
     k = lambda a, b: fit._kernel(a, b)  # noqa: E731
-    at = np.sqrt(5) * np.linalg.norm((x[0] - x[1]) / fit.lengths)
-    assert np.isclose(k(x[:1], x[1:2])[0, 0], (1 + at + at**2 / 3) * np.exp(-at))
-    cov = k(x, x) + np.exp(fit.logs[-1]) * np.eye(12)
+    nugget = np.exp(fit.fitted[fit.smoothness][-1])
+    cov = k(x, x) + nugget * np.eye(12)
     inverse, ones = np.linalg.inv(cov), np.ones(12)
     standard = (z - z.mean()) / z.std()
     beta = ones @ inverse @ standard / (ones @ inverse @ ones)
