@@ -51,6 +51,29 @@ def train_all(
     return [Run.open(runs / spec.name) for spec in specs]
 
 
+def swept(
+    specs: Sequence[RunSpec],
+    tables: Callable[[Sequence[Run]], dict[str, pd.DataFrame]],
+    name: str,
+    settings: dict[str, Any],
+    *,
+    out: Path,
+    workers: int,
+    device: str,
+    quiet: bool,
+) -> dict[str, pd.DataFrame]:
+    """Train into ``out/runs``, say how far it is, and keep the runs' tables in ``out/tables/<name>``."""
+    from analyses.checkpoint import identity
+    from analyses.store import announce, cached
+    from figures.command import progress
+
+    announce(quiet, f"{len(specs)} runs, {workers} at a time")
+    with progress(len(specs), "runs", quiet) as bar:
+        runs = train_all(specs, out / "runs", workers=workers, device=device, on_done=lambda _: bar.update())
+    settings = {**settings, "runs": [identity(run) for run in runs]}
+    return cached(out / "tables" / name, settings, lambda: (tables(runs), {}))
+
+
 def train_one(spec: RunSpec, *, runs: Path, device: str) -> str:
     """Train one run, or find it; returns its folder's name."""
     from train.loop import fit

@@ -119,20 +119,14 @@ def main(
     """
     from dataclasses import asdict
 
-    from analyses.checkpoint import identity
     from analyses.errors import AnalysisError
-    from analyses.store import announce, cached
-    from analyses.sweep import train_all
-    from figures.command import emit, progress
+    from analyses.sweep import swept
+    from figures.command import emit
 
     if not tasks:
         raise AnalysisError("expected at least one task")
-    wanted = specs(tasks, transfer)
-    announce(quiet, f"{len(wanted)} runs, {workers} at a time")
-    with progress(len(wanted), "runs", quiet) as bar:
-        runs = train_all(wanted, out / "runs", workers=workers, device=device, on_done=lambda _: bar.update())
-    settings = {**asdict(transfer), "runs": [identity(run) for run in runs]}
-    found = cached(out / "tables" / "transfer", settings, lambda: (tables(runs), {}))
+    wanted, about = specs(tasks, transfer), asdict(transfer)
+    found = swept(wanted, tables, "transfer", about, out=out, workers=workers, device=device, quiet=quiet)
     emit(found["summary"], json)
 
 

@@ -10,9 +10,9 @@ import pytest
 
 COMMANDS = [
     "train", "train.tasks", "train.pretrain", "figures", "analyses.flatness", "analyses.surface", "analyses.noise",
-    "analyses.gaussianity", "analyses.tradeoff", "analyses.transfer", "analyses.study", "analyses.publish",
-    "analyses.connectivity", "analyses.trajectory", "analyses.dimension", "analyses.precision", "analyses.survive",
-    "analyses.collapse",
+    "analyses.gaussianity", "analyses.tradeoff", "analyses.bits", "analyses.transfer", "analyses.study",
+    "analyses.publish", "analyses.connectivity", "analyses.trajectory", "analyses.dimension", "analyses.precision",
+    "analyses.survive", "analyses.collapse",
 ]  # fmt: skip
 HELP = """
 import contextlib, io, json, runpy, sys
