@@ -84,7 +84,8 @@ class Contents:
             f"{name} {header[name]}" for name in ("method", "dim", "scale", "backbone", "task") if header.get(name)
         ]
         facts += [f"peft {header['peft'].get('peft_type')}"] if isinstance(header.get("peft"), dict) else []
-        facts += [f"{len(header['classes'])} classes"] if header.get("classes") else []
+        classes = header.get("classes")
+        facts += [f"{len(classes)} classes"] if isinstance(classes, list) and classes else []
         return f"{self.path}: {self.format}; {', '.join([*facts, *kinds])}"
 
 

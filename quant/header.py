@@ -154,9 +154,18 @@ def sections(header: dict[str, Any], entries: Sequence[Entry], coded: Sequence[A
 
 
 def is_head(name: str, header: dict[str, Any]) -> bool:
-    """Whether a tensor is of the head: of the module ``head``, or those that the writer's header names under it."""
+    """Whether a tensor is of the head: of the module ``head``, or those that the writer's header names under it.
+
+    Raises
+    ------
+    QuantError
+        If the header names no modules there.
+    """
     heads = header.get("head", "head")
-    return name.startswith(tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads)))
+    heads = [heads] if isinstance(heads, str) else heads
+    if not isinstance(heads, list | tuple) or not all(isinstance(head, str) for head in heads):
+        raise QuantError(f"expected the names of modules as the header's head, found {str(heads)[:80]}")
+    return name.startswith(tuple(f"{head}." for head in heads))
 
 
 def _most_inflated(size: int) -> int:

@@ -35,6 +35,8 @@ def read_peft(folder: Path | str, *, bits: int = 32, quantizer: str = "gaussian_
     folder = Path(folder)
     config, state = _read(folder)
     saved = config.get("modules_to_save") or []
+    if not isinstance(saved, list):
+        raise QuantError(f"{folder / CONFIG}: expected a list of names as modules_to_save, found {str(saved)[:80]}")
     heads: set[str] = set()
     tensors = []
     for name in sorted(state, key=_natural):

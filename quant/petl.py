@@ -103,7 +103,7 @@ def petl_config(lowbit: Lowbit) -> dict[str, Any]:
     Raises
     ------
     QuantError
-        If the header lacks what it must say, or there is no head.
+        If the header lacks what it must say or says it wrongly, or there is no head.
     """
     header = lowbit.header
     lacking = [name for name in ("backbone", "bits", "task", "dim", "method", "scale") if header.get(name) is None]
@@ -112,8 +112,10 @@ def petl_config(lowbit: Lowbit) -> dict[str, Any]:
         raise QuantError(f"expected {', '.join(lacking) or 'head.weight'} for a file of the paper, found none")
     if header["method"] not in METHODS:
         raise QuantError(unknown("method of the paper's files", header["method"], METHODS))
-    return {
-        **header.get("petl", {}),
+    if not isinstance(others := header.get("petl", {}), dict):
+        raise QuantError(f"expected other fields of the YAML as the header's petl, found {str(others)[:80]}")
+    fields = {
+        **others,
         "backbone": header["backbone"],
         "bit": header["bits"],
         "dataset": header["task"],
@@ -122,6 +124,8 @@ def petl_config(lowbit: Lowbit) -> dict[str, Any]:
         "num_class": head.shape[0],
         "scale": header["scale"],
     }
+    _check_fields(fields)
+    return fields
 
 
 def petl_bytes(lowbit: Lowbit) -> bytes:
@@ -169,17 +173,31 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict) or (lacking := sorted(set(FIELDS) - set(fields))):
         found = f"none of {', '.join(lacking)}" if isinstance(fields, dict) else type(fields).__name__
         raise QuantError(f"{path}: expected the fields {', '.join(FIELDS)}, found {found}")
+    try:
+        _check_fields(fields)
+    except QuantError as error:
+        raise QuantError(f"{path}: {error}") from None
+    return fields
+
+
+def _check_fields(fields: dict[str, Any]) -> None:
+    """Refuse fields that the paper's code cannot read.
+
+    Raises
+    ------
+    QuantError
+        If one is of another type, not positive or finite, or names bits or a method that it does not know.
+    """
     for name, kind in FIELDS.items():
         value = fields[name]
-        positive = isinstance(value, str) or (not isinstance(value, bool) and isinstance(value, kind) and value > 0)
-        if not isinstance(value, kind) or not positive:
-            raise QuantError(f"{path}: expected {name} to be text or a number above 0, found {value!r}")
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        if not isinstance(value, kind) or not (number or isinstance(value, str)):
+            wanted = "text" if kind is str else "a whole number above 0" if kind is int else "a number above 0"
+            raise QuantError(f"expected {name} to be {wanted}, found {value!r}")
     if fields["bit"] not in BITS:
-        raise QuantError(f"{path}: expected bit to be one of {', '.join(map(str, BITS))}, found {fields['bit']}")
+        raise QuantError(f"expected bit to be one of {', '.join(map(str, BITS))}, found {fields['bit']}")
     if fields["method"].removesuffix(BIHEAD) not in METHODS:
-        valid = [*METHODS, *(name + BIHEAD for name in METHODS)]
-        raise QuantError(f"{path}: {unknown('method', fields['method'], valid)}")
-    return fields
+        raise QuantError(unknown("method", fields["method"], [*METHODS, *(name + BIHEAD for name in METHODS)]))
 
 
 def _header(fields: dict[str, Any]) -> dict[str, Any]:

@@ -203,3 +203,6 @@ def test_what_is_of_the_head():
     assert is_head("fc.bias", {"head": "fc"})
     assert is_head("b.weight", {"head": ["a", "b"]})
     assert not is_head("head.weight", {"head": ["a", "b"]})
+    for head in (None, 5, True, [1], {"a": 1}):
+        with pytest.raises(QuantError, match="expected the names of modules as the header's head"):
+            is_head("head.weight", {"head": head})

@@ -167,6 +167,13 @@ def test_what_is_no_folder_of_peft_is_refused(tmp_path):
             read_peft(source)
 
 
+def test_saved_modules_are_a_list_of_names(tmp_path):
+    folder(tmp_path / "in")
+    (tmp_path / "in" / "adapter_config.json").write_text('{"peft_type": "LORA", "modules_to_save": 5}')
+    with pytest.raises(QuantError, match="a list of names as modules_to_save, found 5"):
+        read_peft(tmp_path / "in")
+
+
 def test_tensors_of_whole_numbers_are_refused(tmp_path):
     folder(tmp_path / "in", more={"n": torch.tensor([1, 2])})
     with pytest.raises(QuantError, match=r"n: expected values of torch\.float64, .*found torch\.int64"):

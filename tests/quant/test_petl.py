@@ -141,6 +141,8 @@ def test_further_fields_of_a_yaml_survive(tmp_path):
         ({"dim": 0}, "number above 0, found 0"),
         ({"scale": "big"}, "expected scale to be"),
         ({"scale": math.nan}, "expected scale to be"),
+        ({"scale": math.inf}, "expected scale to be a number above 0, found inf"),
+        ({"dim": 1.5}, "expected dim to be a whole number above 0, found 1.5"),
         ({"method": "lora-bi"}, "unknown method 'lora-bi'.*nearest: lora"),
         ({"backbone": "resnet50"}, "--blocks and --width; found 'resnet50'"),
         ({"num_class": 7}, "expected [0-9]+ bytes by its YAML"),
@@ -193,6 +195,8 @@ def test_what_the_paper_has_no_place_for_is_refused(tmp_path):
     for header, tensors, text in (
         ({**good.header, "method": "convpass"}, good.tensors, "unknown method"),
         ({**good.header, "task": None}, good.tensors, "expected task"),
+        ({**good.header, "bits": "1"}, good.tensors, "expected bit to be a whole number"),
+        ({**good.header, "petl": 5}, good.tensors, "expected other fields of the YAML"),
         (good.header, good.tensors[:-2], "head.weight"),
         (good.header, good.tensors[1:], "found others"),
         ({**good.header, "dim": 5}, good.tensors, "found others"),
