@@ -105,7 +105,10 @@ def bring_in(options: Import) -> None:
     else:
         config = options.config or config_beside(source)
         lowbit = read_petl(source, config, blocks=options.blocks, width=options.width)
-    write_lowbit(options.out, lowbit, streams=not options.dense)
+    try:
+        write_lowbit(options.out, lowbit, streams=not options.dense)
+    except QuantError as error:  # what a YAML or a configuration says may have no place in the header
+        raise QuantError(f"{source}: {error}") from None
     print(f"{options.out}: {options.out.stat().st_size} bytes", file=sys.stderr)
 
 

@@ -129,6 +129,19 @@ def test_wrong_input_is_one_line_and_exit_code_2(command, tmp_path):
     assert not (tmp_path / "y").exists()
 
 
+def test_what_a_header_has_no_place_for_is_said_with_its_file(command, released, tmp_path):
+    path, config = released
+    (tmp_path / "x.yaml").write_text(config.read_text() + "when: 2020-01-01\n")
+    done = command("quant.__main__", "import", path, "--config", tmp_path / "x.yaml", "-o", tmp_path / "x.lowbit")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {path}: expected plain data, found date\n"
+
+
+def test_classes_of_another_kind_are_inspected(tmp_path):
+    write_lowbit(tmp_path / "x.lowbit", Lowbit(header={"classes": 3}, tensors=[LowbitTensor.plain("a", torch.ones(2))]))
+    assert contents(tmp_path / "x.lowbit").summary().endswith("lowbit version 1; float32")
+
+
 def test_help_needs_no_torch():
     code = "import sys, quant.__main__\nprint([m for m in ('torch', 'numpy', 'pandas', 'yaml') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
