@@ -79,6 +79,8 @@ def _of_method(path: Path, lowbit: Lowbit, options: Options) -> Checkpoint:
     header = lowbit.header
     spec = _spec(path, lowbit, options)
     stored = _finite(path, lowbit)
+    if spec.dim > (weights := sum(w.numel() for w in stored.values())):  # before a network of that size is built
+        raise AnalysisError(f"{path.name} has {weights} weights: expected a dim of no more, found {spec.dim}")
     _check_backbone(path, spec, header.get("backbone_hash"))
     task, classes = load_task(spec), header.get("classes")
     if classes is not None and list(classes) != list(task.classes):

@@ -171,6 +171,7 @@ def test_a_peft_folder_of_another_model_is_refused(tmp_path, changed, config, te
         ({"method": None}, "does not say its method"),
         ({"backbone": None}, "does not say its --backbone"),
         ({"dim": "big"}, "dim"),
+        ({"dim": 10**9}, "weights: expected a dim of no more, found 1000000000"),
         ({"classes": 3}, "field of another kind"),
         ({"scale": "big"}, "field of another kind"),
     ],
