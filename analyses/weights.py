@@ -228,7 +228,7 @@ def _of_lowbit(path: Path, lowbit: Lowbit, kind: str, files: list[Path]) -> Held
         codes=codes,
         identity=_hash(files, None),
         method=str(header.get("method", "lora" if "peft" in header else "")),
-        dim=int(header.get("dim") or 0),
+        dim=dim if isinstance(dim := header.get("dim"), int) else 0,  # a header may say anything
         bits=few,
         task_name=str(header.get("task", "")),
     )

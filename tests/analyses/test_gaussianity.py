@@ -16,6 +16,7 @@ from analyses.errors import AnalysisError
 from analyses.gaussianity import ANALYSIS, Fits, findings
 from analyses.options import Options
 from analyses.weights import open_weights
+from quant.lowbit import Lowbit, LowbitTensor, write_lowbit
 
 OPTIONS = Options(quiet=True)
 QUICK = Fits(distortion_bits=(1,), null_draws=3)
@@ -243,6 +244,14 @@ def test_bad_files_are_one_line(command, tmp_path, name, data, text):
     assert said.returncode == 2
     assert text in said.stderr
     assert said.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("dim", ["x", [5], None])
+def test_a_dim_that_is_no_number_is_left_out(tmp_path, dim):
+    tensors = [LowbitTensor.plain("a.down.weight", torch.randn(2, 3))]
+    write_lowbit(tmp_path / "x.lowbit", Lowbit(header={"dim": dim}, tensors=tensors))
+    (held,), _ = open_weights([tmp_path / "x.lowbit"], OPTIONS)
+    assert held.dim == 0
 
 
 def test_tensors_that_cannot_be_fitted_are_named(tmp_path):
