@@ -103,18 +103,22 @@ def _fitting(
     from quant.errors import QuantError
 
     room = spec.bytes
+    smallest = {group: min(of, key=lambda choice: of[choice].nbytes) for group, of in found.items()}
     while True:
         try:
             chosen = choose(found, room)
-        except QuantError as error:
-            least = min(spec.bytes - room, spec.bytes)
-            raise AnalysisError(f"--bytes {spec.bytes}: {error}, and {least} for the file around them") from None
+        except QuantError:  # less room than the smallest choices take; the file around them is the smallest too
+            chosen = smallest
         low = {t.name: t for group, choice in chosen.items() for t in found[group][choice].tensors}
         bits = min(bits for _, bits in chosen.values())
         file = file_of(checkpoint, low, options, bits=bits, quantizer=spec.quantizer)
         over = _size(file) - spec.bytes
         if over <= 0:
             return file, chosen
+        if chosen == smallest:
+            raise AnalysisError(
+                f"--bytes {spec.bytes}: expected a budget of at least {_size(file)} bytes, those of the smallest file"
+            )
         room -= over
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import pytest
 import torch
@@ -90,5 +91,10 @@ def test_the_file_fits_and_opens_as_what_it_says(checkpoint, command):
 
 
 def test_a_budget_that_nothing_fits_is_an_error_that_says_what_would(checkpoint):
-    with pytest.raises(AnalysisError, match=r"--bytes 50: expected a budget of at least \d+ bytes"):
-        ANALYSIS.compute(checkpoint, OPTIONS, Budget(bytes=50, bits=(1,)), None)
+    with pytest.raises(AnalysisError, match=r"--bytes 50: expected a budget of at least \d+ bytes") as caught:
+        ANALYSIS.compute(checkpoint, OPTIONS, Budget(bytes=50, bits=(1, 8)), None)
+    least = int(re.findall(r"\d+", str(caught.value))[-1])
+    tables, _ = ANALYSIS.compute(checkpoint, OPTIONS, Budget(bytes=least, bits=(1, 8)), None)
+    assert set(tables["files"]["adapter_bytes"]) == {least}
+    with pytest.raises(AnalysisError, match=f"at least {least} bytes"):
+        ANALYSIS.compute(checkpoint, OPTIONS, Budget(bytes=least - 1, bits=(1, 8)), None)
