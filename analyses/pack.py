@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -170,7 +170,8 @@ def main(
     opened = open_checkpoint(checkpoint, options)
     announce(options.quiet, f"{opened.label}: {packing.quantizer} at {packing.bits} bits, head at {packing.head_bits}")
     write_lowbit(output, pack(opened, options, packing))
-    emit(pd.DataFrame([measured(opened, output, options)]), options.json)
+    stored = {f"stored_{name}": value for name, value in asdict(packing).items()}
+    emit(pd.DataFrame([measured(opened, output, options) | stored]), options.json)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def test_the_file_is_the_checkpoint_with_its_matrices_rounded(run, tmp_path, com
     assert done.returncode == 0
     (row,) = csv.DictReader(io.StringIO(done.stdout))
     assert int(row["file_bytes"]) == path.stat().st_size
+    assert (row["stored_bits"], row["stored_quantizer"], row["stored_head_bits"]) == ("2", "gaussian_l2", "32")
     whole, packed = open_checkpoint(run, OPTIONS), open_checkpoint(path, OPTIONS)
     # by hand: each matrix through its quantiser, nothing else changed
     expected = whole.model.state_dict()
