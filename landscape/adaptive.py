@@ -32,8 +32,9 @@ START = 5
 GROWTH = 0.2
 """Share by which a round adds to the points, at most; fewer where the last rounds say that fewer are enough."""
 QUANTILE = 0.99
-SAFETY = 1.4
-"""On the estimated error: what makes it no lower than the true one on 95 % of surfaces (the tests count)."""
+SAFETY, FEW = 1.3, 20
+"""Factor SAFETY (1 + FEW / points) on the estimated error: what makes it no lower than the true one on 95 % of surfaces
+(the tests count). Few points say little of how smooth a surface is, an uncertainty that the process leaves out."""
 KERNELS: dict[float, tuple[float, ...]] = {
     2.5: (1, 1, 1 / 3),
     3.5: (1, 1, 2 / 5, 1 / 15),
@@ -157,7 +158,7 @@ class Process:
         missed, expected = self.left_out()
         # How much larger the errors are than the process thinks: the 95 % limit from so few, never below 1.
         scale = max(1.0, float(np.sqrt(np.sum((missed / expected) ** 2) / chi2.ppf(0.05, len(missed)))))
-        away = SAFETY * scale * self.spread(cells)
+        away = SAFETY * (1 + FEW / len(missed)) * scale * self.spread(cells)
         mean = self.mean(cells)
         drawn = float(max(mean.max(), (self.z * self.unit + self.centre).max()) - mean.min())
         if not away.any() or drawn == 0.0:
@@ -228,7 +229,7 @@ def _more(history: Sequence[tuple[int, float]], error: float) -> int:
     if not earlier or not now < math.inf:
         return most
     n, e = earlier[0]
-    power = math.log(e / now) / math.log(points / n)
+    power = max(math.log(e / now) / math.log(points / n), 0.1)  # one that hardly falls asks for the most, not for inf
     return min(most, max(least, math.ceil(points * ((now / error) ** (1 / power) - 1))))
 
 

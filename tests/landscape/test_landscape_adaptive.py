@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from landscape import LandscapeError, Objective, Space, draw, grid, line, orthogonal_pair, plane
-from landscape.adaptive import KERNELS, Process
+from landscape.adaptive import GROWTH, KERNELS, Process, _more
 
 ERROR = 0.01
 
@@ -199,6 +199,10 @@ def test_the_process_is_that_of_the_textbook():
         c = np.linalg.inv(cov[np.ix_(rest, rest)])
         predicted = beta + k(x[i : i + 1], x[rest]) @ c @ (standard[rest] - beta)
         assert np.isclose(missed[i], z.std() * (standard[i] - predicted[0]))
+
+
+def test_an_error_that_hardly_falls_asks_for_the_most_points():
+    assert _more([(100, 0.05 + 1e-12), (120, 0.05)], 0.005) == GROWTH * 120
 
 
 def test_a_staircase_and_an_error_that_is_no_share_are_refused():
