@@ -60,7 +60,7 @@ class Subjects:
     runs
         Run folders to measure in place of ``sharp`` and ``calm``.
     also
-        Run folders whose stated errors are checked too, on one surface of 128 images each.
+        Run folders whose whole adaptive surface is drawn too, and its stated error checked, of 128 images.
     small
         Whether a tiny net stands for each of them.
     """
@@ -78,6 +78,12 @@ class Subjects:
             return [self._run(path) for path in self.runs]
         return [self["calm"], self["sharp"]]
 
+    def whole_surfaces(self, settings: Settings) -> list[tuple[Subject, int]]:
+        """Those whose whole adaptive surface is drawn, each with its images; with full grids of adapters too."""
+        more = [] if self.runs or not settings.full_grids else [self["adaptformer"], self["onebit"]]
+        here = [(subject, settings.samples) for subject in [*self.surfaces(), *more]]
+        return here + [(self._run(path), 2 * settings.check_samples) for path in self.also]
+
     def whole(self) -> Subject:
         """The one whose curvature by all parameters is measured."""
         return self._run(self.runs[0]) if self.runs else self["sharp"]
@@ -89,8 +95,7 @@ class Subjects:
     def checked(self, settings: Settings) -> list[tuple[Subject, int, int]]:
         """Those whose stated errors are checked, each with its images and planes."""
         names = ["sharp"] if self.small else list(TRAINED)
-        here = [(self[name], settings.check_samples, settings.check_seeds) for name in names]
-        return here + [(self._run(path), 2 * settings.check_samples, 1) for path in self.also]
+        return [(self[name], settings.check_samples, settings.check_seeds) for name in names]
 
     def __getitem__(self, name: str) -> Subject:
         if name not in self.made:
@@ -99,5 +104,5 @@ class Subjects:
 
     def _run(self, path: Path) -> Subject:
         if str(path) not in self.made:
-            self.made[str(path)] = opened(path)
+            self.made[str(path)] = opened(path, name=path.name)
         return self.made[str(path)]

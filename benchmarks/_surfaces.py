@@ -119,17 +119,18 @@ def adaptive_rows(subjects: Subjects, settings: Settings) -> list[Row]:
     rows = []
     axis = grid(1.0, settings.axis)
     every = f"all {settings.axis} x {settings.axis}"
-    for subject in subjects.surfaces():
-        timed = Timed(subject, settings)
-        found = timed.ours(axis, error=ERROR)
+    for subject, samples in subjects.whole_surfaces(settings):
+        label = f"{subject.label}, {samples} images"
+        space, (dx, dy) = subject.space(), subject.pair()
+        found = plane(subject.objective(samples), space, dx, dy, axis, axis, error=ERROR)
         facts = found.provenance["interpolation"]
         values = found.values()
         span = f"loss {values.min():.3g} to {values.max():.3g} nats"
         estimated = 100 * max(facts["estimated_error"].values())
-        say(f"{subject.label}: {facts['evaluated']} points, estimated error {estimated:.2f} %")
+        say(f"{label}: {facts['evaluated']} points, estimated error {estimated:.2f} %")
         rows += [
             Row(
-                what=f"adaptive surface, {subject.label}: points evaluated",
+                what=f"adaptive surface, {label}: points evaluated",
                 ours=facts["evaluated"],
                 unit="points",
                 compared_with=every,
@@ -139,7 +140,7 @@ def adaptive_rows(subjects: Subjects, settings: Settings) -> list[Row]:
                 note=span,
             ),
             Row(
-                what=f"adaptive surface, {subject.label}: error estimated, 99th percentile",
+                what=f"adaptive surface, {label}: error estimated, 99th percentile",
                 ours=estimated,
                 unit="% of range",
                 compared_with="asked",
@@ -149,11 +150,12 @@ def adaptive_rows(subjects: Subjects, settings: Settings) -> list[Row]:
             ),
         ]
         if settings.full_grids:
-            true = timed.ours(axis).values()
+            store = subjects.out / "grids" / f"{subject.name}-{samples}-{settings.axis}"
+            true = plane(subject.objective(samples), space, dx, dy, axis, axis, store=store).values()
             error = 100 * float(np.quantile(np.abs(values - true), facts["quantile"]) / (true.max() - true.min()))
             rows.append(
                 Row(
-                    what=f"adaptive surface, {subject.label}: true error, 99th percentile",
+                    what=f"adaptive surface, {label}: true error, 99th percentile",
                     ours=error,
                     unit="% of range",
                     compared_with="estimated",
@@ -163,6 +165,7 @@ def adaptive_rows(subjects: Subjects, settings: Settings) -> list[Row]:
                     note=f"against {every} points evaluated; largest {100 * _away(values, true):.2f} %",
                 )
             )
+            say(f"{label}: true error {error:.2f} %")
     return rows
 
 

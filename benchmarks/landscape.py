@@ -47,7 +47,7 @@ def main(
     Args:
         sections: Which parts of the table.
         run: Run folders to measure in place of the trained models; of several, the first for curvature and memory.
-        also: Run folders to check the stated errors of too, such as one of another architecture.
+        also: Run folders whose whole adaptive surfaces are drawn too, such as one of another architecture.
         full_grids: Evaluate all points of the adaptive surfaces too, and give their true error.
         quick: Fewer images, points and repeats: whether everything runs, not how fast.
         tiny: A net of 322 parameters in place of the trained models; without targets.
