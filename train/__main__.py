@@ -53,7 +53,7 @@ def main(
         dim: Hidden size of the adapter, its rank, or the dimension of the subspace; 8 if left out.
         scale: Factor on the adapter's output; 1 if left out.
         bits: Of an adapter's weight: 1 to 8, or 32 for plain ones; 32 if left out.
-        quantizer: gaussian_l1 (the paper's, solved), released (the paper's own codebooks) or another of docs/quantizers.md.
+        quantizer: gaussian_l1 (the paper's, solved), released (its own codebooks) or another of docs/quantizers.md.
         head_bits: 32, or 1 for a low-bit head without bias.
         backbone: vit_tiny32, random:vit_tiny32, a name of timm's, or NAME@FILE for local weights.
         recipe: paper (100 epochs) or short (10).
