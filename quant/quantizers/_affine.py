@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from quant.codebooks import Codebook
+from quant.quantizers._cells import Cells
 from quant.quantizers.base import Quantizer
 
 EPS = 1e-5
@@ -73,8 +74,8 @@ class Affine(Quantizer):
 
     def cells(self, z: Tensor, table: Tensor) -> Tensor:
         """Codes (int32) of standardised weights."""
-        _, boundaries = tables(self, z.dtype, z.device)
-        return torch.bucketize(z.contiguous(), boundaries, out_int32=True)
+        _, cells = tables(self, z.dtype, z.device)
+        return cells(z)
 
     def refuse(self, table: Tensor) -> str:
         """A scale is at least 0."""
@@ -173,8 +174,8 @@ def largest_slope(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def tables(quantizer: Affine, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Values and boundaries on a device; kept, because training asks for them in every forward pass."""
+def tables(quantizer: Affine, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Cells]:
+    """Values and cells on a device; kept, because training asks for them in every forward pass."""
     codebook = quantizer.codebook()
     values = torch.tensor(codebook.values, dtype=dtype, device=device)
-    return values, torch.tensor(codebook.boundaries, dtype=dtype, device=device)
+    return values, Cells(torch.tensor(codebook.boundaries, dtype=dtype, device=device))
