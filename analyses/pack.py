@@ -24,7 +24,8 @@ class Packing:
     """How the matrices are stored."""
 
     bits: int = 2
-    """Bits a weight of the adapter's matrices; of full fine-tuning, of all matrices that training moved."""
+    """Bits a weight of the adapter's matrices; of full fine-tuning, of all matrices that training moved. 32 leaves them
+    as they are, also those that are stored in few bits already."""
     quantizer: str = "gaussian_l1"
     """A quantiser, NAME[/row|/group<N>][/f16]."""
     head_bits: int = 32
@@ -32,15 +33,16 @@ class Packing:
 
 
 def pack(checkpoint: Checkpoint, options: Options, spec: Packing) -> Lowbit:
-    """The file of a 32-bit checkpoint with its matrices stored in few bits.
+    """The file of a 32-bit checkpoint with its matrices stored in few bits; at 32 bits, of any with its head in few.
 
     A quantiser that there is not is a ``QuantError``, a checkpoint without such matrices an ``AnalysisError``.
     """
     from analyses.rounding import rounded, rounded_space
-    from quant.content import LowbitTensor
+    from quant.content import Lowbit, LowbitTensor
     from train.methods import head_names
 
-    low = {t.name: t for t in rounded(rounded_space(checkpoint), spec.quantizer, spec.bits)}
+    stored = _stored(checkpoint) if spec.bits == 32 and checkpoint.bits < 32 else None
+    low = {} if spec.bits == 32 else {t.name: t for t in rounded(rounded_space(checkpoint), spec.quantizer, spec.bits)}
     if spec.head_bits < 32:
         own = checkpoint.model.state_dict()
         low |= {
@@ -48,8 +50,27 @@ def pack(checkpoint: Checkpoint, options: Options, spec: Packing) -> Lowbit:
             for name in head_names(checkpoint.model)
             if own[name].dim() > 1
         }
+    if stored is not None:
+        header = {**stored.header, "head_bits": spec.head_bits}
+        return Lowbit(header=header, tensors=[low.get(t.name, t) for t in stored.tensors])
     facts = {"bits": spec.bits, "quantizer": spec.quantizer, "head_bits": spec.head_bits}
     return file_of(checkpoint, low, options, **facts)
+
+
+def _stored(checkpoint: Checkpoint) -> Lowbit:
+    """The file of a low-bit checkpoint.
+
+    Raises
+    ------
+    AnalysisError
+        If it lies in one of another kind.
+    """
+    from quant.lowbit import read_lowbit
+
+    path = checkpoint.path / "adapter.lowbit" if checkpoint.run else checkpoint.path
+    if path.suffix != ".lowbit":
+        raise AnalysisError(f"expected a run or a .lowbit file to leave in its bits, found {path}: import it first")
+    return read_lowbit(path)
 
 
 def file_of(checkpoint: Checkpoint, low: Mapping[str, LowbitTensor], options: Options, **facts: Any) -> Lowbit:
@@ -140,7 +161,7 @@ def main(
     options: Options = Options(),
     packing: Packing = Packing(),
 ) -> None:
-    """Write a packed file of a 32-bit checkpoint, and say what it costs in bytes and in accuracy.
+    """Write a packed file of a checkpoint, and say what it costs in bytes and in accuracy.
 
     Parameters
     ----------

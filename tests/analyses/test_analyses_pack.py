@@ -61,6 +61,27 @@ def test_a_head_in_few_bits_keeps_its_bias(run, tmp_path, command):
     assert open_checkpoint(path, OPTIONS).model.head.weight.unique().numel() <= 16
 
 
+@pytest.mark.parametrize("bits", [1, 32])
+def test_the_head_alone_in_few_bits(run, tmp_path, command, bits):
+    """The adapter's own codes, or its plain values, stay; only the head's matrix is another."""
+    if bits < 32:
+        run = fit(replace(SPEC, bits=bits), load("digits", train_size=40), tmp_path, quiet=True).path
+    before = read_lowbit(run / "adapter.lowbit")
+    for source, path in ((run, tmp_path / "x.lowbit"), (run / "adapter.lowbit", tmp_path / "y.lowbit")):
+        done = command("analyses.pack", source, "--bits", "32", "--head-bits", "2", "-o", path, "--samples", "20")
+        assert done.returncode == 0, done.stderr
+        after = read_lowbit(path)
+        assert after.header == {**before.header, "head_bits": 2}
+        for old, new in zip(before.tensors, after.tensors, strict=True):
+            assert (old.name, old.shape) == (new.name, new.shape)
+            if old.name == "head.weight":
+                expected = get("gaussian_l1", 2).fit(old.dense())
+                assert torch.equal(new.dense(), expected.values(expected.codes(old.dense())))
+            else:
+                assert (old.bits, old.quantizer) == (new.bits, new.quantizer)
+                assert torch.equal(old.dense(), new.dense())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
