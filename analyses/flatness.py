@@ -44,13 +44,15 @@ class Lines(Move):
 
 def compute(checkpoint: Checkpoint, options: Options, spec: Lines, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
     """The lines of one checkpoint in each of its spaces."""
-    from analyses.card import card
+    from analyses.card import card, measures
     from analyses.measure import lines
     from landscape.surface import grid
 
+    chosen = [] if spec.measures is None else measures(spec.measures)
     alphas = grid(spec.extent, spec.points).tolist()
     curves, facts = lines(checkpoint, options, spec, directions=spec.directions, alphas=alphas, on_point=on_step)
-    measured = {} if spec.measures is None else card(checkpoint, options, spec.measures, spec)
+    parts = checkpoint.folder / "tables" / ANALYSIS.part / "parts"
+    measured = card(checkpoint, options, chosen, spec, parts) if chosen else {}
     return {"curves": curves, **measured}, facts
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 
+from analyses.card import card
 from analyses.checkpoint import open_checkpoint
 from analyses.doctor import ANALYSIS, Doctor, rescale
 from analyses.errors import AnalysisError
 from analyses.flatness import ANALYSIS as FLATNESS
 from analyses.flatness import Lines
 from analyses.options import Options
+from landscape.sharpness import card as sharpness_card
 from train.loop import fit
 from train.recipe import Recipe
 from train.spec import RunSpec
@@ -76,3 +79,25 @@ def test_the_card_of_measures_is_a_table_beside_the_lines(checkpoint):
 def test_an_unknown_measure_is_one_line_with_the_nearest(checkpoint):
     with pytest.raises(AnalysisError, match="did you mean 'average'"):
         FLATNESS.measure(checkpoint, OPTIONS, Lines(directions=1, points=3, measures="avrage"))
+
+
+def test_a_killed_card_goes_on_with_the_measure_it_was_at(checkpoint, tmp_path, monkeypatch):
+    whole, real, asked = card_of(checkpoint, tmp_path / "whole"), sharpness_card.measure_all, []
+
+    def once(objective, space, chosen, **settings):
+        asked.append(chosen[0])
+        if asked == ["average", "sam"]:
+            raise KeyboardInterrupt
+        return real(objective, space, chosen, **settings)
+
+    monkeypatch.setattr(sharpness_card, "measure_all", once)
+    with pytest.raises(KeyboardInterrupt):
+        card_of(checkpoint, tmp_path / "killed")
+    resumed = card_of(checkpoint, tmp_path / "killed")
+    assert asked == ["average", "sam", "sam"]
+    cost = [column for column in whole if column.startswith("cost_")]  # a new process checks determinism anew
+    assert_frame_equal(resumed.drop(columns=cost), whole.drop(columns=cost), check_exact=True)
+
+
+def card_of(checkpoint, parts):
+    return card(checkpoint, OPTIONS, ["average", "sam"], Lines(), parts)["measures"]
