@@ -28,7 +28,7 @@ from quant.errors import QuantError
 from quant.pack import pack, packed_bytes, unpack
 
 _PACKED, _MODELLED = 0, 1
-_MOST_UNITS = 160  # of a tile; longer matrices are cut
+_MOST_UNITS = 100  # of a tile; longer matrices are cut
 _FEW_UNITS = 4  # matrices of no more are stacked into tiles
 _MOST_CURVATURE = 1 << 24  # numbers of curvature held at a time, 128 MiB
 _CONTEXT = 32  # units seen of tiles before, shared by two of them
