@@ -85,7 +85,7 @@ def _over_all(subject: Subject, settings: Settings) -> list[Row]:
             kept[str(keep_bytes)] = operator.graphs.kept
 
     bare = partial(passes, subject.model, problem.inputs, batch_size, len(vectors))
-    seconds = alternated({"bare": bare, "None": partial(multiply, None), "0": partial(multiply, 0)}, 2)
+    seconds = alternated({"bare": bare, "None": partial(multiply, None), "0": partial(multiply, 0)}, 1)
     return [
         Row(
             what=f"Hessian product over batches of 64, {problem.label}",

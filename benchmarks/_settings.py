@@ -14,8 +14,8 @@ class Settings:
 
     Attributes
     ----------
-    samples, batch
-        Images of the surfaces, and of the curvature.
+    samples, batch, spectrum
+        Images of the surfaces, of Hessian products, and of eigenvalues and densities.
     repeats, block
         Alternated repeats, and points along an axis of the grid that is timed at a time.
     axis
@@ -34,7 +34,8 @@ class Settings:
 
     samples: int = 200
     batch: int = 256
-    repeats: int = 4
+    spectrum: int = 128
+    repeats: int = 3
     block: int = 5
     axis: int = 51
     products: int = 20
@@ -43,7 +44,7 @@ class Settings:
     check_axis: int = 25
     check_samples: int = 64
     check_seeds: int = 8
-    most: float = 3.0
+    most: float = 2.0
     landscaper: Path | None = None
 
 

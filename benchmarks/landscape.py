@@ -73,6 +73,7 @@ def main(
             settings,
             samples=32,
             batch=32,
+            spectrum=32,
             repeats=2,
             block=3,
             axis=21,
