@@ -142,47 +142,15 @@ def trained_share(w: np.ndarray, w_init: np.ndarray) -> float:
 
 
 def k_medians_error(x: np.ndarray, k: int) -> float:
-    """The least sum of |x - q| over all sets of at most k values q; exact, O(k n log n).
+    """The least sum of |x - q| over all sets of at most k values q: exact, as k-medians with every place; O(k n log n)."""
+    from quant.quantizers._clusters import Runs, layer
 
-    Dynamic programming over the sorted weights, D_j(i) = min_t D_{j-1}(t) + cost(t, i); the best t grows with i (the
-    cost is Monge), so each layer is solved by halving the range of t, all middles of one depth at once.
-    """
-    x = np.sort(np.asarray(x, dtype=np.float64).ravel())
-    x = x - x[x.size // 2]  # keeps the partial sums small
-    sums = np.concatenate([[0.0], np.cumsum(x)])
-
-    def cost(t: np.ndarray, i: np.ndarray) -> np.ndarray:
-        """Sum of distances of x[t:i] to their median."""
-        lower, upper = (t + i) // 2, (t + i + 1) // 2
-        return np.maximum((sums[i] - sums[upper]) - (sums[lower] - sums[t]), 0.0)
-
-    ends = np.arange(x.size + 1)
-    best = cost(np.zeros_like(ends), ends)
+    runs = Runs(np.sort(np.asarray(x, dtype=np.float64).ravel()), "l1")
+    ends = np.arange(runs.x.size + 1)
+    best = runs.cost(np.zeros_like(ends), ends)
     for _ in range(k - 2):
-        best = _layer(best, cost)
-    return float(best[-1] if k == 1 else (best + cost(ends, np.full_like(ends, x.size))).min())
-
-
-def _layer(before: np.ndarray, cost: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """D_j from D_{j-1}, both (n + 1,)."""
-    n = before.size - 1
-    after, choice = np.zeros(n + 1), np.zeros(n + 1, dtype=np.int64)
-    stride = 1 << n.bit_length()
-    while stride > 1:
-        half = stride // 2
-        i = np.arange(half, n + 1, stride)
-        right = i + half  # solved a depth before, or beyond the end
-        low, high = choice[i - half], np.where(right <= n, choice[np.minimum(right, n)], n)
-        high = np.minimum(high, i)
-        lengths = high - low + 1
-        starts = np.cumsum(lengths) - lengths
-        t = np.arange(lengths.sum()) + np.repeat(low - starts, lengths)
-        total = before[t] + cost(t, np.repeat(i, lengths))
-        after[i] = np.minimum.reduceat(total, starts)
-        first = np.flatnonzero(total == np.repeat(after[i], lengths))
-        choice[i] = t[first[np.searchsorted(first, starts)]]
-        stride = half
-    return after
+        best, _ = layer(best, runs.cost)
+    return float(best[-1] if k == 1 else (best + runs.cost(ends, np.full_like(ends, ends[-1]))).min())
 
 
 def _maximise(

@@ -79,14 +79,14 @@ def best_values(w: np.ndarray, k: int, norm: Norm) -> np.ndarray:
     distinct = np.unique(x)
     if distinct.size <= k:
         return np.concatenate([distinct, np.full(k - distinct.size, distinct[-1])])
-    runs = _Runs(x, norm)
+    runs = Runs(x, norm)
     places = _places(x, norm)
     ends = _cuts(places, k, runs.cost)
     values = runs.values(ends)
     return values if places.size == x.size + 1 else _lloyd(runs, values)
 
 
-class _Runs:
+class Runs:
     """Costs and values of runs x[t:i] of sorted weights."""
 
     def __init__(self, x: np.ndarray, norm: Norm) -> None:
@@ -129,11 +129,11 @@ def _places(x: np.ndarray, norm: Norm) -> np.ndarray:
 def _cuts(places: np.ndarray, k: int, cost: Cost) -> np.ndarray:
     """Ends (k + 1,) of the k runs of least cost that end at these places, from 0."""
     best = cost(np.zeros_like(places), places)
-    halving = partial(_layer, cost=lambda t, i: cost(places[t], places[i]))
-    layer = _all_pairs(places, cost) if places.size <= _PAIRS else halving
+    halving = partial(layer, cost=lambda t, i: cost(places[t], places[i]))
+    step = _all_pairs(places, cost) if places.size <= _PAIRS else halving
     choices = []
     for _ in range(k - 1):
-        best, choice = layer(best)
+        best, choice = step(best)
         choices.append(choice)
     at = places.size - 1
     ends = [at]
@@ -144,19 +144,19 @@ def _cuts(places: np.ndarray, k: int, cost: Cost) -> np.ndarray:
 
 
 def _all_pairs(places: np.ndarray, cost: Cost) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """``_layer`` by looking at every pair: of few places the quicker way."""
+    """``layer`` by looking at every pair: of few places the quicker way."""
     t, i = np.meshgrid(places, places, indexing="ij")
     costs = np.where(t <= i, cost(t, np.maximum(t, i)), np.inf)
 
-    def layer(before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def step(before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         total = before[:, None] + costs
         choice = total.argmin(axis=0)
         return total[choice, np.arange(places.size)], choice
 
-    return layer
+    return step
 
 
-def _layer(before: np.ndarray, cost: Cost) -> tuple[np.ndarray, np.ndarray]:
+def layer(before: np.ndarray, cost: Cost) -> tuple[np.ndarray, np.ndarray]:
     """D_j and its best t from D_{j-1}, all (n + 1,)."""
     n = before.size - 1
     after, choice = np.zeros(n + 1), np.zeros(n + 1, dtype=np.int64)
@@ -178,7 +178,7 @@ def _layer(before: np.ndarray, cost: Cost) -> tuple[np.ndarray, np.ndarray]:
     return after, choice
 
 
-def _lloyd(runs: _Runs, values: np.ndarray) -> np.ndarray:
+def _lloyd(runs: Runs, values: np.ndarray) -> np.ndarray:
     """Nearest value for each weight, mean or median of each run, in turn: neither step raises the error."""
     ends = np.array([0, *np.zeros(values.size - 1, dtype=np.int64), runs.x.size])
     for _ in range(_ROUNDS):
