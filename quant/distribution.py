@@ -142,7 +142,7 @@ def trained_share(w: np.ndarray, w_init: np.ndarray) -> float:
 
 
 def k_medians_error(x: np.ndarray, k: int) -> float:
-    """The least sum of |x - q| over all sets of at most k values q: exact, as k-medians with every place; O(k n log n)."""
+    """The least sum of |x - q| over all sets of at most k values q, exact, by k-medians with every place."""
     from quant.quantizers._clusters import Runs, layer
 
     runs = Runs(np.sort(np.asarray(x, dtype=np.float64).ravel()), "l1")
