@@ -103,17 +103,16 @@ def _beside_products(problem: Problem) -> list[Row]:
     # as many vectors as the tools draw: the first of one is not the first of several
     exact = problem.multiply()(vectors_of(0, settings.products, problem.size)[0])
     ask = partial(problem.ask, "product", count=settings.products, limit=1800)
-    ours: list[float] = []
+    ours = ask("ours")[0].answer["seconds"] / settings.products
     rows = []
     for tool in TOOLS:
-        ours.append(ask("ours")[0].answer["seconds"] / settings.products)
         found, said = ask(tool)
         away = truth.relative(found.answer["product"], exact) if found.answer else NAN
         right = away <= TOLERANCE
         rows.append(
             Row(
                 what=f"Hessian product, {problem.label}",
-                ours=ours[-1],
+                ours=ours,
                 compared_with=tool,
                 theirs=found.answer["seconds"] / settings.products if right else NAN,
                 note=joined(said, failure(found) or ("" if right else "WRONG, ") + _error(away)),

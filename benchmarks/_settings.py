@@ -34,7 +34,7 @@ class Settings:
 
     samples: int = 200
     batch: int = 256
-    spectrum: int = 128
+    spectrum: int = 64
     repeats: int = 3
     block: int = 5
     axis: int = 51
@@ -44,7 +44,7 @@ class Settings:
     check_axis: int = 25
     check_samples: int = 64
     check_seeds: int = 8
-    most: float = 2.0
+    most: float = 1.5
     landscaper: Path | None = None
 
 

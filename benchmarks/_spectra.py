@@ -132,7 +132,7 @@ def density_rows(subjects: Subjects, settings: Settings) -> list[Row]:
     say(f"{problem.label}: our density in {ours['seconds']:.1f} s, {checked}")
     rows = []
     for tool, chosen in DENSITIES.items():
-        found, said = problem.ask("density", tool, max(120.0, 5 * settings.most * ours["seconds"]), settings=chosen)
+        found, said = problem.ask("density", tool, max(120.0, 2 * settings.most * ours["seconds"]), settings=chosen)
         taken, bad = found.answer.get("seconds", NAN), failure(found)
         # One that failed after its products has taken at least what it needs; a wrong answer's time does not count.
         at_least = bool(bad) and not math.isnan(taken)
