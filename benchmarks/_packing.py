@@ -14,6 +14,8 @@ from quant.quantizers import get
 WEIGHTS = 1 << 20
 LOOP = 1 << 14
 """Weights that the loop is timed on: it takes a microsecond for each."""
+WIDE = (100, 768), (397, 768), (768, 768), (1000, 768)
+"""Shapes of single matrices that are coded."""
 
 
 def pack_rows(repeats: int, weights: int = WEIGHTS) -> list[Row]:
@@ -64,42 +66,51 @@ def pack_rows(repeats: int, weights: int = WEIGHTS) -> list[Row]:
 
 
 def coding_rows(folder: Path | None, repeats: int) -> list[Row]:
-    """The lossless stage on every ``.bin`` with a YAML of its name below ``folder``: bytes and speed, both ways."""
-    from quant.coding import decode, encode
+    """The lossless stage, bytes and speed both ways: on single matrices as of heads and projections, of related units
+    (signs of normal numbers, half of whose variance all units share), and on every ``.bin`` with a YAML of its name
+    below ``folder``.
+    """
     from quant.header import is_head
     from quant.petl import config_beside, read_petl
 
+    rng = np.random.default_rng(0)
     rows = []
+    for shape in WIDE:
+        shared = rng.standard_normal((4, shape[1])) / 8**0.5
+        matrix = rng.standard_normal(shape) / 2**0.5 + rng.standard_normal((shape[0], 4)) @ shared
+        rows.append(_coded(f"one matrix of {shape[0]} x {shape[1]}", [(matrix > 0).astype(np.uint8)], [2], repeats))
     for path in sorted(folder.rglob("*.bin")) if folder else []:
         lowbit = read_petl(path, config_beside(path))
-        tensors = [t for t in lowbit.tensors if t.codes is not None and not is_head(t.name, lowbit.header)]
-        matrices = [t.codes.numpy() for t in tensors if t.codes is not None]
-        levels = [2**t.bits for t in tensors]
-        raw = sum(len(pack(m, t.bits)) for m, t in zip(matrices, tensors, strict=True))
-        coded = encode(matrices, levels)
-        back = decode(coded, [m.shape for m in matrices], levels)
-        assert all(np.array_equal(a, b) for a, b in zip(back, matrices, strict=True))
-        seconds = alternated(
-            {
-                "encode": lambda m=matrices, n=levels: encode(m, n),  # type: ignore[misc]
-                "decode": lambda c=coded, m=matrices, n=levels: decode(c, [x.shape for x in m], n),  # type: ignore[misc]
-            },
-            repeats,
-        )
-        name = f"{path.parent.name}/{path.stem}"
-        rows.append(
-            Row(
-                what=f"lossless stage, {name}",
-                ours=len(coded),
-                unit="bytes",
-                compared_with="packed codes",
-                theirs=raw,
-                target=(raw + 16) / raw,
-                note=f"{raw / seconds['encode'] / 1000:.0f} kB/s in, {raw / seconds['decode'] / 1000:.0f} kB/s out, "
-                "of packed codes; decoded bit for bit",
-            )
-        )
+        for part in (False, True):
+            tensors = [t for t in lowbit.tensors if is_head(t.name, lowbit.header) == part]
+            codes = [t.codes.numpy() for t in tensors if t.codes is not None]
+            if codes:
+                name = f"{path.parent.name}/{path.stem}{', head' if part else ''}"
+                rows.append(_coded(name, codes, [2**t.bits for t in tensors if t.codes is not None], repeats))
     return rows
+
+
+def _coded(name: str, matrices: list[np.ndarray], levels: list[int], repeats: int) -> Row:
+    from quant.coding import decode, encode
+
+    shapes = [m.shape for m in matrices]
+    raw = sum(len(pack(m, (k - 1).bit_length())) for m, k in zip(matrices, levels, strict=True))
+    coded = encode(matrices, levels)
+    back = decode(coded, shapes, levels)
+    assert all(np.array_equal(a, b) for a, b in zip(back, matrices, strict=True))
+    seconds = alternated(
+        {"encode": lambda: encode(matrices, levels), "decode": lambda: decode(coded, shapes, levels)}, repeats
+    )
+    return Row(
+        what=f"lossless stage, {name}",
+        ours=len(coded),
+        unit="bytes",
+        compared_with="packed codes",
+        theirs=raw,
+        target=(raw + 16) / raw,
+        note=f"{raw / seconds['encode'] / 1000:.0f} kB/s in, {raw / seconds['decode'] / 1000:.0f} kB/s out, "
+        "of packed codes; decoded bit for bit",
+    )
 
 
 def _loop_pack(codes: list[int]) -> bytearray:

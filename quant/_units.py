@@ -15,19 +15,22 @@ and a is one factor for all units that takes back what the regressions are too s
 After each chunk comes one step of Newton's method on the penalised log-likelihood, in which a chunk adds its curvature
 once (those that end at 2^11 + 64 or before do):
 
-    r_u += sum (b - s(z)) f,   H_u += sum max(s(z) (1 - s(z)), 0.05) f f',   H_u d = r_u,   w_u += d,   r_u -= H_u d
+    r_u += sum (b - s(z)) f,   H += sum c f f',   (H + D_u) d = r_u,   w_u += d,   r_u -= (H + D_u) d
 
-Two steps of conjugate gradients stand for the solution; what they leave stays in r_u. H_u begins as the penalty L, a
-diagonal. Where few weights are large (``sparse``), L is set to 2 L / (1 + L w^2) after each chunk from position 64 on.
-The next matrix of a pair begins with these w_u and 5/8 of these H_u. a follows Newton's step likewise, with a memory.
+H is one for all units of a tile, of which each takes the features it has; at each position c is the mean over the
+units of max(s(z) (1 - s(z)), 0.05). On the files this was made for, that costs 0.1 % of the bytes that an H for each
+unit gave, at a hundredth of the work. Two steps of conjugate gradients stand for the solution; what they leave stays in
+r_u. D_u is the penalty L, a diagonal. Where few weights are large (``sparse``), it is set to 2 L / (1 + L w^2) after
+each chunk from position 64 on. The next matrix of a pair begins with these w_u and half of this H. a follows Newton's
+step likewise, with a memory.
 
-Numbers: w, z, r, d in units of 2^-16, H of 2^-8, a and m of 2^-12, S and I of 2^-8, s of 2^-16 from a table at steps of
-2^-7. Products with f, and H d, are float64 matrix products of integers whose partial sums all stay below 2^53, where
+Numbers: w, z, r, d in units of 2^-16, H, D of 2^-8, a and m of 2^-12, S and I of 2^-8, s of 2^-16 from a table at steps
+of 2^-7. Products with f, and H d, are float64 matrix products of integers whose partial sums all stay below 2^53, where
 float64 is exact in whatever order a machine adds; a chunk's curvature is a float32 product below 2^24; all else is
 int64 below 2^63. With p < 2^8 features of |f| <= 1: |w| < 2^20, so |z| < 2^28. A chunk adds at most 2^6 2^6 to an entry
-of H; the 2^11 + 64 positions and 5/8 of another matrix's give less than 2^17.8, the penalty less than 2^19.3 on the
-diagonal: rows of |H| sum to less than 2^26, so with |r|, |d| <= 2^18 (each unit on its own scale): |H d| < 2^44, and
-|d' H d| < 2^62 in the units of the code.
+of H; the 2^11 + 64 positions and half of another matrix's give less than 2^17.7, the penalty less than 2^19.3 on the
+diagonal: rows of |H| + D sum to less than 2^26, so with |r|, |d| <= 2^18 (each unit on its own scale): |(H + D) d| <
+2^44, and |d' (H + D) d| < 2^62 in the units of the code.
 """
 
 from __future__ import annotations
@@ -43,7 +46,6 @@ H_BITS = 8  # fraction bits of the curvature
 A_BITS = 12  # fraction bits of the factors a and m
 _STEP_BITS = 7  # the table has 2^7 entries a unit of logit
 _REACH = 12 << _STEP_BITS  # and reaches to logits of -12 and 12
-_GROUPS = 8, 32  # units that share the size of their H, in many tiles (less work) and in few (fewer calls)
 _LEARNED = 1 << 11  # positions that add to H
 _LIMIT_BITS = 18
 _ALPHA_BITS = 18
@@ -122,25 +124,16 @@ class Units:
         start = [_BIAS] + [self.context_penalty] * self.context + [self.penalty] * self.units
         self.start = np.array(start, dtype=np.int64)
         self.diagonal = np.zeros_like(self.residual) + (self.start << H_BITS)
-        self.curvature = []
-        size = _GROUPS[self.tiles < 4]
-        for at in range(0, self.units, size):
-            units = slice(at, min(at + size, self.units))
-            p = self.context + units.stop
-            h = np.zeros((self.tiles, units.stop - at, p, p))
-            h[...] = np.diag(self.start[:p] << H_BITS)
-            self.curvature.append((units, p, h))
+        self.curvature = np.zeros((self.tiles, size, size))
 
     def lend(self) -> None:
-        """Begin anew, on the next matrices, with the weights and 5/8 of the curvature."""
+        """Begin anew, on the next matrices, with the weights and half of the curvature."""
         self.weights[:, :, 0] = 0
         self.residual[...] = 0
         self.factor, self._bend = 1 << A_BITS, 0
-        for _, _, h in self.curvature:
-            np.floor(h * 0.625, out=h)  # exact: 5 h / 8 of a whole number below 2^50
-            h[..., 0, :] = 0
-            h[..., :, 0] = 0
-            h[..., 0, 0] = _BIAS << H_BITS
+        np.floor(self.curvature / 2, out=self.curvature)
+        self.curvature[:, 0] = 0
+        self.curvature[:, :, 0] = 0
 
     def index(self, z: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """Entries of the tables for a m z, of a chunk's logits z and bits (L, U, n)."""
@@ -157,13 +150,10 @@ class Units:
         error = (bits.astype(np.int64) << SLOT_BITS) - _CHANCE[index]
         self.residual += np.where(self.known, (error.astype(np.float64) @ f.transpose(0, 2, 1)).astype(np.int64), 0)
         if stop <= _LEARNED + _CHUNK:
-            weight, single = _CURVATURE[index], f.astype(np.float32)
-            for units, p, h in self.curvature:
-                fp = single[:, None, :p]
-                h += (fp * weight[:, units, None]) @ fp.transpose(0, 1, 3, 2)
+            mean = _CURVATURE[index].sum(axis=1, keepdims=True) // self.units
+            self.curvature += (f * mean).astype(np.float32) @ f.transpose(0, 2, 1).astype(np.float32)
         self._follow(self.index(z, bits), bits)
-        for units, p, h in self.curvature:
-            self._solve(units, p, h)
+        self._solve()
         if self.sparse and stop >= _SPARSE_FROM:
             self._loosen()
 
@@ -175,18 +165,17 @@ class Units:
         step = self.factor * slope // (self._bend + (50 << SLOT_BITS + _STEP_BITS))
         self.factor = min(max(self.factor + step, 1 << A_BITS - 3), 1 << A_BITS + 2)
 
-    def _solve(self, units: slice, p: int, h: np.ndarray) -> None:
-        """Two steps of conjugate gradients on H d = r from d = 0; r and d of each unit in units of 2^(e - 16)."""
-        known = self.known[units, :p]
-        residual = self.residual[:, units, :p]
+    def _solve(self) -> None:
+        """Two steps of conjugate gradients on (H + D) d = r, d = 0 at first; r and d of a unit in 2^(e - 16)."""
         limit = (1 << _LIMIT_BITS) - 1
-        top = np.abs(residual).max(axis=2, keepdims=True)
+        top = np.abs(self.residual).max(axis=2, keepdims=True)
         e = np.maximum(np.frexp(top.astype(np.float64))[1].astype(np.int64) - _LIMIT_BITS, 0)
-        r = residual >> e
+        r = self.residual >> e
         d, total = r, np.zeros_like(r)
         norm = (r * r).sum(axis=2, keepdims=True)  # < 2^44
         for last in (False, True):
-            q = np.where(known, (h @ d[..., None].astype(np.float64))[..., 0].astype(np.int64) >> H_BITS, 0)
+            q = (d.astype(np.float64) @ self.curvature).astype(np.int64) + d * self.diagonal >> H_BITS
+            q[:, ~self.known] = 0
             along = np.maximum((d * q).sum(axis=2, keepdims=True), 1)
             alpha = np.minimum((norm << _ALPHA_BITS) // along, 1 << _ALPHA_BITS)
             total += alpha * d >> _ALPHA_BITS
@@ -196,10 +185,9 @@ class Units:
                 beta = np.minimum((left << _BETA_BITS) // np.maximum(norm, 1), 4 << _BETA_BITS)
                 d = np.minimum(np.maximum(r + (beta * d >> _BETA_BITS), -limit), limit)
                 norm = left
-        self.residual[:, units, :p] = r << e
-        w = self.weights[:, units, :p]
-        w += total << e
-        np.clip(w, -(1 << 20) + 1, (1 << 20) - 1, out=w)
+        self.residual = r << e
+        self.weights += total << e
+        np.clip(self.weights, -(1 << 20) + 1, (1 << 20) - 1, out=self.weights)
 
     def _loosen(self) -> None:
         """Penalties that fall with the weight: 2 L / (1 + L w^2); the residual is that of the new penalised problem."""
@@ -209,9 +197,6 @@ class Units:
         change = wanted - self.diagonal
         self.diagonal = wanted
         self.residual -= change * w >> H_BITS
-        for units, p, h in self.curvature:
-            each = np.arange(p)
-            h[:, :, each, each] += change[:, units, :p]
 
 
 def code_tiles(

@@ -30,7 +30,7 @@ from quant.pack import pack, packed_bytes, unpack
 _PACKED, _MODELLED = 0, 1
 _MOST_UNITS = 100  # of a tile; longer matrices are cut
 _FEW_UNITS = 4  # matrices of no more are stacked into tiles
-_MOST_CURVATURE = 1 << 24  # numbers of curvature held at a time, 128 MiB
+_MOST_WORK = 1 << 24  # tiles x units x features^2 of a run, which bounds what is held at a time
 _CONTEXT = 32  # units seen of tiles before, shared by two of them
 _MOST_LAG = 8
 _MANY_UNITS = 64  # of which few are near one another: the writer lets penalties fall
@@ -214,9 +214,9 @@ def _choose(family: _Family, tops: list[np.ndarray]) -> bytes:
     seen = [lag for lag in best if lags[lag] > max(1, 0.6 * lags[best[0]])]
     shared = bool(seen) and bool(family.second) and _excess(second[seen[0] :], second[: -seen[0]]) > 1
     same = sum((_excess(x, x) * units - x.shape[2] + 1) / max(units - 1, 1) / x.shape[2] for x in (first, second)) / 2
-    wanted = np.log(2.5) - 0.6 * np.log(max(same, 1e-3))
-    penalty = int(np.argmin(np.abs(np.log(_PENALTIES) - wanted)))
     sparse = not family.second and units >= _MANY_UNITS
+    wanted = np.log(4.0 if sparse else 2.5) - 0.6 * np.log(max(same, 1e-3))
+    penalty = int(np.argmin(np.abs(np.log(_PENALTIES) - wanted)))
     return bytes([sum(lag << 4 * i for i, lag in enumerate(seen)), penalty | shared << 3 | sparse << 4])
 
 
@@ -233,7 +233,7 @@ def _code_family(coder: Writer | Reader, family: _Family, setting: bytes, tops: 
     before = [(lag, min(units, _CONTEXT // len(lags))) for lag in lags]
     context = sum(number for _, number in before)
     penalty = _PENALTIES[setting[1] & 7]
-    together = max(1, _MOST_CURVATURE // (units * (1 + context + units) ** 2))
+    together = max(1, _MOST_WORK // (units * (1 + context + units) ** 2))
     for at in range(0, len(family.first), together):
         some = slice(at, at + together)
         model = Units(

@@ -59,25 +59,18 @@ class SlowUnit:
         self.start = [256 * v for v in penalties]
         self.diagonal = list(self.start)
         self.w, self.r = [0] * len(penalties), [0] * len(penalties)
-        self.h = [[self.start[i] if i == j else 0 for j in range(len(self.w))] for i in range(len(self.w))]
 
     def lend(self):
-        n = len(self.w)
-        self.w[0], self.r = 0, [0] * n
-        self.h = [[5 * v // 8 if i and j else 0 for j, v in enumerate(row)] for i, row in enumerate(self.h)]
-        self.h[0][0] = 30 * 256
+        self.w[0], self.r = 0, [0] * len(self.w)
 
     def logit(self, f):
         return sum(a * b for a, b in zip(self.w, f, strict=True))
 
     def add(self, f, bit, i):
-        curvature = max(variance(i) // 256, 12)
         for a, fa in enumerate(f):
             self.r[a] += fa * (65536 * bit - CHANCE[i])
-            for b, fb in enumerate(f):
-                self.h[a][b] += fa * fb * curvature
 
-    def step(self):
+    def step(self, h):
         e = max(max(abs(v) for v in self.r).bit_length() - 18, 0)
         r = [v // 2**e for v in self.r]
         d, total, norm = list(r), [0] * len(r), sum(v * v for v in r)
@@ -86,7 +79,7 @@ class SlowUnit:
             return min(max(v, 1 - 2**18), 2**18 - 1)
 
         for k in range(2):
-            q = [sum(a * b for a, b in zip(row, d, strict=True)) // 256 for row in self.h]
+            q = [(sum(h[i][j] * v for j, v in enumerate(d)) + m * d[i]) // 256 for i, m in enumerate(self.diagonal)]
             alpha = min(norm * 2**18 // max(sum(a * b for a, b in zip(d, q, strict=True)), 1), 2**18)
             total = [t + alpha * v // 2**18 for t, v in zip(total, d, strict=True)]
             r = [bounded(v - alpha * u // 2**18) for v, u in zip(r, q, strict=True)]
@@ -103,12 +96,11 @@ class SlowUnit:
             change = wanted - self.diagonal[i]
             self.diagonal[i] = wanted
             self.r[i] -= change * self.w[i] // 256
-            self.h[i][i] += change
 
 
-def slow_tiles(reader, regressions, units, positions, before, sparse, sees=True):
+def slow_tiles(reader, regressions, curvatures, positions, before, sparse, sees=True):
     """The bits of some tiles [tile][unit][position]; ``before``: pairs of a lag and a number of units."""
-    found = [[[0] * positions for _ in range(units)] for _ in regressions]
+    found = [[[0] * positions for _ in models] for models in regressions]
     ends = [e for e in ENDS if e < positions] + list(range(320, positions, 64)) + [positions]
     factor, memory = 4096, 0
 
@@ -135,12 +127,18 @@ def slow_tiles(reader, regressions, units, positions, before, sparse, sees=True)
                     known = variance(i) * i // 32768 * i // 128
                     sums[t][0] += known
                     sums[t][1] += known - i * CHANCE[i] // 32768 + 2 * i * bit
-        for tile, models in enumerate(regressions):
-            for unit, model in enumerate(models):
-                seen = [(features(tile, unit, t), found[tile][unit][t]) for t in range(start, stop)]
-                for f, bit, i in [(f, bit, nearest(model.logit(f), 16)) for f, bit in seen]:
-                    model.add(f, bit, i)
-                model.step()
+        for tile, (models, h) in enumerate(zip(regressions, curvatures, strict=True)):
+            for t in range(start, stop):
+                f = features(tile, len(models) - 1, t)
+                logits = [nearest(model.logit(features(tile, unit, t)), 16) for unit, model in enumerate(models)]
+                mean = sum(max(variance(i) // 256, 12) for i in logits) // len(models)
+                for unit, (model, i) in enumerate(zip(models, logits, strict=True)):
+                    model.add(features(tile, unit, t), found[tile][unit][t], i)
+                for a, fa in enumerate(f):
+                    for b, fb in enumerate(f):
+                        h[a][b] += fa * fb * mean
+            for model in models:
+                model.step(h)
                 if sparse and stop >= 64:
                     model.loosen()
         memory = memory * 13 // 16 + bend
@@ -154,14 +152,17 @@ def slow_family(reader, setting, tiles, units, positions, pairs):
     penalty = [2, 4, 8, 16, 32, 64, 100, 200][setting[1] % 8]
     context = [max(60, 6 * penalty)] * sum(number for _, number in before)
     regressions = [[SlowUnit([30, *context, *[penalty] * u]) for u in range(units)] for _ in range(tiles)]
-    first = slow_tiles(reader, regressions, units, positions, before, setting[1] // 16 % 2)
+    size = 1 + len(context) + units
+    curvatures = [[[0] * size for _ in range(size)] for _ in range(tiles)]
+    first = slow_tiles(reader, regressions, curvatures, positions, before, setting[1] // 16 % 2)
     if not pairs:
         return first, None
     for models in regressions:
         for model in models:
             model.lend()
+    halved = [[[v // 2 if i and j else 0 for j, v in enumerate(row)] for i, row in enumerate(h)] for h in curvatures]
     sees = setting[1] // 8 % 2
-    return first, slow_tiles(reader, regressions, units, positions, before, 0, sees=sees)
+    return first, slow_tiles(reader, regressions, halved, positions, before, 0, sees=sees)
 
 
 def correlated(rng, common, units, positions):
@@ -205,7 +206,7 @@ def test_no_number_can_leave_its_type():
     features = 1 + coding._CONTEXT + coding._MOST_UNITS
     limit = 1 << _units._LIMIT_BITS
     curvature = int(_units._CURVATURE.max())
-    entry = (_units._LEARNED + _units._CHUNK) * curvature * 13 // 8
+    entry = (_units._LEARNED + _units._CHUNK) * curvature * 3 // 2
     row = features * entry + 2 * 6 * max(coding._PENALTIES) * 256
     q = row * limit >> 8
     assert curvature * _units._CHUNK < 2**24, "float32 holds a chunk's curvature"
