@@ -50,8 +50,10 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Lines, on_step: OnSt
 
     chosen = [] if spec.measures is None else measures(spec.measures)
     alphas = grid(spec.extent, spec.points).tolist()
-    curves, facts = lines(checkpoint, options, spec, directions=spec.directions, alphas=alphas, on_point=on_step)
     parts = checkpoint.folder / "tables" / ANALYSIS.part / "parts"
+    curves, facts = lines(
+        checkpoint, options, spec, directions=spec.directions, alphas=alphas, parts=parts / "lines", on_point=on_step
+    )
     measured = card(checkpoint, options, chosen, spec, parts) if chosen else {}
     return {"curves": curves, **measured}, facts
 

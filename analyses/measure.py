@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
+
+from analyses.options import Move
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     import pandas as pd
 
     from analyses.checkpoint import Checkpoint
-    from analyses.options import Move, Options
+    from analyses.options import Options
     from analyses.weights import Held
 
 Measured = tuple["pd.DataFrame", dict[str, Any]]
@@ -25,18 +29,23 @@ def lines(
     directions: int,
     alphas: Sequence[float],
     splits: Sequence[str] = ("train", "test"),
+    parts: Path,
     on_point: Callable[..., None] | None = None,
 ) -> Measured:
     """Loss along ``directions`` random filter-normalised lines in each space of a checkpoint.
 
-    One row a space, direction, split and point.
+    One row a space, direction, split and point. ``parts`` is a folder for measured points, from which a killed run goes
+    on.
     """
     import pandas as pd
 
+    from figures.tables import key_of
     from landscape.directions import draw
     from landscape.surface import line
 
     frames, facts = [], {}
+    moved = {field.name: getattr(move, field.name) for field in fields(Move)}
+    about = {**options.settings(), **moved, "splits": list(splits), "checkpoint": checkpoint.identity}
     for space in checkpoint.spaces(move.weights):
         moving = checkpoint.space(space, **move.of_space())
         objectives = checkpoint.objectives(moving.model, splits, options)
@@ -48,6 +57,7 @@ def lines(
                 alphas,
                 precision=move.precision,
                 workers=options.workers,
+                store=parts / key_of({**about, "space": space, "direction": i}),
                 on_point=on_point,
             )
             for i in range(directions)

@@ -39,7 +39,14 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Noise, on_step: OnSt
     from analyses.measure import lines
 
     points, facts = lines(
-        checkpoint, options, spec, directions=spec.draws, alphas=spec.levels, splits=("test",), on_point=on_step
+        checkpoint,
+        options,
+        spec,
+        directions=spec.draws,
+        alphas=spec.levels,
+        splits=("test",),
+        parts=checkpoint.folder / "tables" / ANALYSIS.part / "parts",
+        on_point=on_step,
     )
     return {"points": points}, facts
 

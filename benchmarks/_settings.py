@@ -36,7 +36,7 @@ class Settings:
     batch: int = 256
     spectrum: int = 64
     repeats: int = 3
-    block: int = 5
+    block: int = 9
     axis: int = 51
     products: int = 20
     points: int = 1000

@@ -30,7 +30,7 @@ answer is right: the seconds of that one attempt count."""
 DENSITIES: dict[str, dict[str, Any]] = {
     "PyHessian": {},
     "landscaper": {},
-    "hessian-eigenthings": {"num_runs": 5, "lanczos_steps": 30},
+    "hessian-eigenthings": {"num_runs": 4, "lanczos_steps": 24},
 }
 """The tools' own settings where they can be afforded; for hessian-eigenthings as many products as ours."""
 

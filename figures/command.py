@@ -56,6 +56,9 @@ def run(main: Callable[..., Any], *, prog: str, description: str | None = None) 
         if stop.code:
             print(f"error: {_without_box(said.getvalue())}", file=sys.stderr)
         sys.exit(stop.code)
+    except BrokenPipeError:  # `--help | head` closed the pipe: nobody reads on, and that is no error worth a line
+        _drop_stdout()
+        sys.exit(BROKEN_PIPE)
     try:
         code = call()
         sys.stdout.flush()  # a full disk shows here, not at interpreter shutdown
@@ -64,7 +67,6 @@ def run(main: Callable[..., Any], *, prog: str, description: str | None = None) 
         print(f"\ninterrupted; this goes on: {prog} {again}".rstrip(), file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # `... | head` closed the pipe: nobody reads on, and that is no error worth a line
         _drop_stdout()
         sys.exit(BROKEN_PIPE)
     except OSError as error:

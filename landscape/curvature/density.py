@@ -101,8 +101,8 @@ class Density:
 def spectral_density(
     operator: Operator,
     *,
-    probes: int = 5,
-    steps: int = 30,
+    probes: int = 4,
+    steps: int = 24,
     width: float = 0.01,
     seed: int = 0,
     memory_bytes: int = 2 << 30,

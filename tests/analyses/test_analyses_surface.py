@@ -14,7 +14,8 @@ from analyses.checkpoint import open_checkpoint
 from analyses.errors import AnalysisError
 from analyses.options import Options
 from analyses.surface import ANALYSIS, Plane, measure_shard
-from landscape import LandscapeError
+from landscape import LandscapeError, workers
+from landscape.probe import Probe
 from train.loop import fit
 from train.recipe import Recipe
 from train.spec import RunSpec
@@ -113,3 +114,27 @@ def test_a_plane_along_eigenvectors_bends_by_the_eigenvalue(fresh):
     eigenvalue = float(re.search(r"eigenvector 1, (\S+) nats", first["normalisation"])[1])
     bend = (train[0.005, 0.0] - 2 * train[0.0, 0.0] + train[-0.005, 0.0]) / 0.005**2
     assert bend == pytest.approx(eigenvalue * first["norm"] ** 2, rel=0.02)
+
+
+def test_killed_lines_go_on_from_their_measured_points(fresh, monkeypatch):
+    from analyses.flatness import ANALYSIS as FLATNESS
+    from analyses.flatness import Lines
+
+    lines, asked, rows = Lines(directions=2, points=5), [], Probe.rows
+
+    def counted(probe, point):
+        asked.append(point)
+        if len(asked) == 9:
+            raise KeyboardInterrupt
+        return rows(probe, point)
+
+    monkeypatch.setattr(workers, "SHARD_SECONDS", 0.0)
+    whole = FLATNESS.measure(open_checkpoint(fresh, OPTIONS), OPTIONS, lines)["curves"]
+    shutil.rmtree(fresh / "tables")
+    monkeypatch.setattr(Probe, "rows", counted)
+    with pytest.raises(KeyboardInterrupt):
+        FLATNESS.measure(open_checkpoint(fresh, OPTIONS), OPTIONS, lines)
+    resumed = FLATNESS.measure(open_checkpoint(fresh, OPTIONS), OPTIONS, lines)["curves"]
+    assert resumed.to_csv() == whole.to_csv()
+    assert len(asked) == len(whole) // 2 + 1  # two splits; the point at which it was killed is asked for again
+    assert not (fresh / "tables" / "lines" / "parts").exists()

@@ -119,6 +119,16 @@ def test_a_closed_pipe_is_silent():
     assert process.returncode == 141
 
 
+def test_help_into_a_closed_pipe_is_silent():
+    out, pipe = os.pipe()
+    os.close(out)
+    try:
+        done = script("pass", "--help", stdout=pipe)
+    finally:
+        os.close(pipe)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_help_comes_within_a_second():
     """Of processor time: the wall clock of a loaded machine says nothing."""
 
