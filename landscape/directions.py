@@ -1,29 +1,32 @@
-"""Directions in weight space: random and normalised, orthogonal pairs, from one point to another.
-
-Filter normalisation is that of Li et al. 2018 (Visualizing the Loss Landscape of Neural Nets, section 4): d_i <- d_i /
-||d_i|| * ||w_i|| for every filter i. Departures: zero filters give zero, tokens count as filters each, and what has no
-rows follows the stated :class:`landscape.space.Policy` (NUMERICS 7).
-"""
+"""Directions in weight space: random and normalised, orthogonal pairs, from one point to another."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError, nearest
-from landscape.space import Policy, Space, half, norm_of
+from landscape.normalisation import (
+    Normalisation,
+    check_known,
+    exact,
+    gaussian,
+    like_weight,
+    normalised,
+    quotient,
+    rows_of,
+    unit_of,
+    with_norms,
+)
+from landscape.space import Policy, Space, norm_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Normalisation = Literal["filter", "layer", "element"]
-NORMALISATIONS = ("filter", "layer", "element")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,15 +119,15 @@ def draw(space: Space, seed: int, normalisation: Normalisation | None = None) ->
     caused it.
     """
     chosen = space.policy.matrices if normalisation is None else normalisation
-    _known(chosen)
+    check_known(chosen)
     tensors, flags = {}, {}
     for name in space.names:
-        weight = _exact(space.centre[name])
-        unit = _unit(space, name, chosen)
-        noise = torch.zeros_like(weight) if unit == "zero" else _noise(seed, name, weight)
-        if unit not in ("zero", "element") and weight.numel() and _rows(weight, unit).shape[1] == 1:
+        weight = exact(space.centre[name])
+        unit = unit_of(space, name, chosen)
+        drawn = torch.zeros_like(weight) if unit == "zero" else gaussian(seed, name, weight)
+        if unit not in ("zero", "element") and weight.numel() and rows_of(weight, unit).shape[1] == 1:
             flags[name] = "rows of one entry: the noise is plus or minus w; normalise by layer to vary it"
-        tensors[name] = _like(_normalised(noise, weight, unit), space.centre[name])
+        tensors[name] = like_weight(normalised(drawn, weight, unit), space.centre[name])
     return _not_zero(
         Direction(tensors=tensors, seed=seed, normalisation=chosen, policy=space.policy, flags=flags), space
     )
@@ -148,16 +151,16 @@ def orthogonal_pair(
     first, second = draw(space, seeds[0], normalisation), draw(space, seeds[1], normalisation)
     tensors = {}
     for name, drawn in second.tensors.items():
-        unit = _unit(space, name, second.normalisation)
+        unit = unit_of(space, name, second.normalisation)
         if unit == "zero" or not drawn.numel():
             tensors[name] = drawn
             continue
         # Elementwise noise has no filters: the tensor as a whole is made orthogonal.
         unit = "whole" if unit == "element" else unit
-        x, y = _rows(_exact(first.tensors[name]), unit), _rows(_exact(drawn), unit)
-        rest = y - x * _quotient((x * y).sum(dim=1, keepdim=True), (x * x).sum(dim=1, keepdim=True))
-        rest = _with_norms(rest, y.norm(dim=1, keepdim=True)) if x.shape[1] > 1 else y
-        tensors[name] = _like(rest.reshape(drawn.shape), drawn)
+        x, y = rows_of(exact(first.tensors[name]), unit), rows_of(exact(drawn), unit)
+        rest = y - x * quotient((x * y).sum(dim=1, keepdim=True), (x * x).sum(dim=1, keepdim=True))
+        rest = with_norms(rest, y.norm(dim=1, keepdim=True)) if x.shape[1] > 1 else y
+        tensors[name] = like_weight(rest.reshape(drawn.shape), drawn)
     return first, Direction(
         tensors=tensors,
         seed=second.seed,
@@ -186,7 +189,7 @@ def between(space: Space, other: Mapping[str, Tensor]) -> Direction:
             raise LandscapeError(f"expected {name!r} in the other weights, found none{nearest(name, other)}")
         if other[name].shape != centre.shape:
             raise LandscapeError(f"expected {name!r} {tuple(centre.shape)}, found {tuple(other[name].shape)}")
-        tensors[name] = _like(_exact(other[name]) - _exact(centre), centre)
+        tensors[name] = like_weight(exact(other[name]) - exact(centre), centre)
     direction = Direction(tensors=tensors, seed=None, normalisation="between", policy=space.policy)
     if not direction.moved:
         raise LandscapeError("expected two different points, found equal weights in every tensor of the space")
@@ -226,7 +229,7 @@ def from_tensors(
     if norm is not None and normalisation is not None:
         raise LandscapeError("expected a norm or a normalisation, found both")
     if normalisation is not None:
-        _known(normalisation)
+        check_known(normalisation)
     given = _unflattened(space, tensors) if isinstance(tensors, Tensor) else tensors
     for name, tensor in given.items():
         if name not in space.centre:
@@ -240,19 +243,11 @@ def from_tensors(
     for name, centre in space.centre.items():
         values = torch.zeros(centre.shape, dtype=torch.float64)
         if name in given:
-            values = _exact(given[name]) * (1.0 if norm is None else norm / length)
+            values = exact(given[name]) * (1.0 if norm is None else norm / length)
         if normalisation is not None:
-            values = _normalised(values, _exact(centre), _unit(space, name, normalisation))
-        found[name] = _like(values, centre)
+            values = normalised(values, exact(centre), unit_of(space, name, normalisation))
+        found[name] = like_weight(values, centre)
     return _not_zero(Direction(tensors=found, seed=None, normalisation=label, policy=space.policy), space)
-
-
-def _known(normalisation: str) -> None:
-    if normalisation not in NORMALISATIONS:
-        raise LandscapeError(
-            f"expected a normalisation among {', '.join(NORMALISATIONS)}, found {normalisation!r}"
-            f"{nearest(normalisation, NORMALISATIONS)}"
-        )
 
 
 def _unflattened(space: Space, vector: Tensor) -> dict[str, Tensor]:
@@ -261,17 +256,6 @@ def _unflattened(space: Space, vector: Tensor) -> dict[str, Tensor]:
         raise LandscapeError(f"expected a vector of the space's {entries} entries, found shape {tuple(vector.shape)}")
     parts = vector.split([centre.numel() for centre in space.centre.values()])
     return {name: part.reshape(space.centre[name].shape) for name, part in zip(space.names, parts, strict=True)}
-
-
-def _normalised(values: Tensor, weight: Tensor, unit: str) -> Tensor:
-    """Values with the norms of the weight, unit by unit; times |w| entry by entry for ``element``."""
-    if unit == "zero":
-        return torch.zeros_like(weight)
-    if unit == "element":
-        return values * weight.abs()
-    if not weight.numel():
-        return values
-    return _with_norms(_rows(values, unit), _rows(weight, unit).norm(dim=1, keepdim=True)).reshape(weight.shape)
 
 
 def _not_zero(direction: Direction, space: Space) -> Direction:
@@ -288,48 +272,7 @@ def _not_zero(direction: Direction, space: Space) -> Direction:
     )
 
 
-def _unit(space: Space, name: str, normalisation: str) -> str:
-    """What gets a norm of its own in this tensor: row, token, whole, element; or zero."""
-    role = space.roles[name]
-    if role == "vector":
-        return {"zero": "zero", "vector": "whole", "element": "element"}[space.policy.bias_and_norm]
-    if normalisation == "filter":
-        return "token" if role == "token" else "row"
-    return "whole" if normalisation == "layer" else "element"
-
-
-def _rows(tensor: Tensor, unit: str) -> Tensor:
-    """(G, entries): the first axis counts filters, the last one holds a token's entries."""
-    if unit == "whole" or tensor.ndim == 0:
-        return tensor.reshape(1, -1)
-    return tensor.reshape(-1, tensor.shape[-1]) if unit == "token" else tensor.reshape(tensor.shape[0], -1)
-
-
-def _noise(seed: int, name: str, like: Tensor) -> Tensor:
-    """Standard normal noise of (seed, name), the same on every device; drawn in float32, returned in float64."""
-    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float32).double()
-
-
-def _with_norms(rows: Tensor, norms: Tensor) -> Tensor:
-    return rows * _quotient(norms, rows.norm(dim=1, keepdim=True))
-
-
-def _quotient(a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(b > 0, a / torch.where(b > 0, b, 1.0), 0.0)
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    """On the processor in float64, where norms are taken (not every device has it)."""
-    return tensor.detach().cpu().double()
-
-
-def _like(values: Tensor, weight: Tensor) -> Tensor:
-    return values.to(torch.float32 if half(weight) else weight.dtype).to(weight.device)
-
-
 def _dot(a: Tensor, b: Tensor) -> float:
     if a is b:
         return norm_of(a) ** 2
-    return float((_exact(a) * _exact(b)).sum())
+    return float((exact(a) * exact(b)).sum())

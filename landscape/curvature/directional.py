@@ -11,9 +11,10 @@ import torch
 
 from landscape.curvature.basis import inner
 from landscape.curvature.operator import ModelOperator
-from landscape.directions import Direction, Normalisation, draw
+from landscape.directions import Direction, draw
 from landscape.errors import LandscapeError
 from landscape.estimate import Estimate
+from landscape.normalisation import Normalisation
 
 _TOGETHER = 4
 

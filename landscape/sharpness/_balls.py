@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from landscape.directions import Direction, _noise, _rows, _unit, draw
+from landscape.directions import Direction, draw
 from landscape.errors import LandscapeError
+from landscape.normalisation import gaussian, rows_of, unit_of
 from landscape.sharpness._meter import among
 from landscape.space import Space, half
 
@@ -132,7 +133,7 @@ class Box(Ball):
 
     def draw(self, seed: int) -> Direction:
         # width_j u_j with u_j uniform on [-1, 1]: u = erf(z / sqrt 2) for standard normal z.
-        uniform = {name: torch.erf(_noise(seed, name, c) / 2**0.5) for name, c in self._centres()}
+        uniform = {name: torch.erf(gaussian(seed, name, c) / 2**0.5) for name, c in self._centres()}
         return self._direction(
             {name: like(uniform[name] * self._width(c.cpu().double()), c) for name, c in self._centres()}, seed
         )
@@ -168,7 +169,7 @@ class Ellipsoid(Ball):
 
     def draw(self, seed: int) -> Direction:
         # s z / ||z||, over the entries that move
-        noise = {name: torch.where(s.cpu() > 0, _noise(seed, name, s), 0.0) for name, s in self._scales()}
+        noise = {name: torch.where(s.cpu() > 0, gaussian(seed, name, s), 0.0) for name, s in self._scales()}
         length = _total(noise) or 1.0
         return self._direction(
             {name: like(s.cpu().double() * noise[name] / length, s) for name, s in self._scales()}, seed
@@ -190,8 +191,8 @@ def relative_ball(space: Space, norm: str, rho: float) -> Ball:
 
 def filters(space: Space, name: str, tensor: Tensor) -> Tensor:
     """(G, entries): the filters of a tensor that moves, as the space's policy divides it."""
-    unit = _unit(space, name, space.policy.matrices)
-    return tensor.reshape(-1, 1) if unit == "element" else _rows(tensor, unit)
+    unit = unit_of(space, name, space.policy.matrices)
+    return tensor.reshape(-1, 1) if unit == "element" else rows_of(tensor, unit)
 
 
 def like(values: Tensor, weight: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 
-from landscape.directions import Direction, _noise
+from landscape.directions import Direction
 from landscape.errors import LandscapeError
 from landscape.estimate import Estimate
+from landscape.normalisation import gaussian
 from landscape.objective import Objective
 from landscape.sharpness._balls import filters, like
 from landscape.sharpness._crossing import enclose
@@ -138,7 +139,7 @@ def _ray(space: Space, seed: int) -> tuple[Direction, int]:
         rows = filters(space, name, centre.cpu().double())
         # s_i = ||w_i|| / sqrt(n_i)
         scale = rows.norm(dim=1, keepdim=True) / max(rows.shape[1], 1) ** 0.5
-        z = torch.where(scale > 0, filters(space, name, _noise(seed, name, centre)), 0.0)
+        z = torch.where(scale > 0, filters(space, name, gaussian(seed, name, centre)), 0.0)
         squares += float((z * z).sum())
         entries += int((scale > 0).sum()) * rows.shape[1]
         found[name] = (scale * z).reshape(centre.shape)

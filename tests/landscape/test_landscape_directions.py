@@ -23,7 +23,7 @@ from landscape import (
     line,
     orthogonal_pair,
 )
-from landscape.directions import _noise
+from landscape.normalisation import gaussian
 
 KINDS = [Mlp, ConvNet, TinyVit, Tied]
 
@@ -38,7 +38,7 @@ def slow(space: Space, seed: int) -> dict[str, np.ndarray]:
     tokens = {"cls_token", "pos_embed"}
     found = {}
     for name, weight in space.centre.items():
-        w, g = weight.numpy(), _noise(seed, name, weight).numpy()
+        w, g = weight.numpy(), gaussian(seed, name, weight).numpy()
         d = np.zeros(w.shape)
         if name in tokens:
             filters = [(0, i) for i in range(w.shape[1])]
@@ -107,7 +107,7 @@ def test_rule_7_policies_for_what_has_no_rows():
     assert d.tensors["scale"].shape == ()
     assert "scale" in d.flags
     element = draw(whole(TinyVit, policy=Policy(bias_and_norm="element")), 0)
-    noise = _noise(0, "mix.bias", space.centre["mix.bias"])
+    noise = gaussian(0, "mix.bias", space.centre["mix.bias"])
     np.testing.assert_allclose(element.tensors["mix.bias"], noise * space.centre["mix.bias"].abs(), rtol=1e-14)
     assert not draw(whole(TinyVit, policy=Policy(bias_and_norm="element")), 0).tensors["norm.bias"].any()  # bias is 0
 
@@ -131,10 +131,10 @@ def test_rule_7_a_direction_that_moves_nothing_names_its_policy():
 
 def test_rule_8_noise_is_standard_normal_and_seeded():
     w = torch.empty(200, 100)
-    noise = _noise(0, "w", w).flatten()
+    noise = gaussian(0, "w", w).flatten()
     assert stats.kstest(noise.numpy(), "norm").pvalue > 1e-3
-    assert torch.equal(noise, _noise(0, "w", w).flatten())
-    for other in (_noise(1, "w", w), _noise(0, "v", w)):
+    assert torch.equal(noise, gaussian(0, "w", w).flatten())
+    for other in (gaussian(1, "w", w), gaussian(0, "v", w)):
         assert abs(np.corrcoef(noise, other.flatten())[0, 1]) < 0.03
 
 
@@ -230,7 +230,7 @@ def test_given_tensors_are_scaled_or_normalised_as_asked():
     assert all(torch.equal(plain.tensors[name], given[name].double()) for name in given)
     assert not plain.tensors["cls_token"].any()
     assert from_tensors(space, given, "ones", norm=3.0).norm == pytest.approx(3.0, rel=1e-12)
-    noise = {name: _noise(5, name, c) for name, c in space.centre.items()}
+    noise = {name: gaussian(5, name, c) for name, c in space.centre.items()}
     for normalisation in ("filter", "layer", "element"):
         same = from_tensors(space, noise, "noise", normalisation=normalisation)
         for name, d in draw(space, 5, normalisation).tensors.items():
