@@ -83,7 +83,7 @@ def image_rows(subjects: Subjects, settings: Settings) -> list[Row]:
     pilot = min(PILOT, settings.samples)
     chosen = max(_needed(subject, pilot) for subject in compared)
     every = len(compared[0].images)
-    taken = min(chosen, every)
+    taken = int(min(chosen, every))
     ends = [_ends(subject, taken) for subject in compared]
     paired, unpaired = max(p for p, _ in ends), max(u for _, u in ends)
     passes = pilot * 3 / every  # the centre and both ends

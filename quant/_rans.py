@@ -79,19 +79,19 @@ class Reader:
         QuantError
             If the stream ends before.
         """
-        state, words, found = self._state, self._words, bytearray()
-        add = found.append
+        state, pop, found = self._state, self._words.pop, bytearray(len(ones))
+        at = 0
         try:
             for one in ones:
                 slot = state & 0xFFFF
                 if slot < one:
                     state = one * (state >> 16) + slot
-                    add(1)
+                    found[at] = 1
                 else:
-                    state = (SLOTS - one) * (state >> 16) + slot - one
-                    add(0)
-                if state < _LOW:
-                    state = state << 16 | words.pop()
+                    state = (65536 - one) * (state >> 16) + slot - one  # a global name would take longer
+                if state < 4294967296:
+                    state = state << 16 | pop()
+                at += 1
         except IndexError:
             raise QuantError("expected more words in the coded stream, found its end") from None
         self._state = state

@@ -19,7 +19,7 @@ from quant._units import Units, code_tiles
 
 getcontext().prec = 50
 REACH = 1536
-ENDS = [0, 1, 2, 4, 6, 9, 13, 18, 24, 32, 44, 60, 80, 108, 144, 192, 256]
+ENDS = [0, 2, 6, 12, 20, 32, 48, 64, 96, 128, 192, 256]
 
 
 def chance(i):
@@ -78,12 +78,12 @@ class SlowUnit:
         def bounded(v):
             return min(max(v, 1 - 2**18), 2**18 - 1)
 
-        for k in range(2):
+        for k in range(3):
             q = [(sum(h[i][j] * v for j, v in enumerate(d)) + m * d[i]) // 256 for i, m in enumerate(self.diagonal)]
             alpha = min(norm * 2**18 // max(sum(a * b for a, b in zip(d, q, strict=True)), 1), 2**18)
             total = [t + alpha * v // 2**18 for t, v in zip(total, d, strict=True)]
             r = [bounded(v - alpha * u // 2**18) for v, u in zip(r, q, strict=True)]
-            if k == 0:
+            if k < 2:
                 left = sum(v * v for v in r)
                 beta = min(left * 4096 // max(norm, 1), 4 * 4096)
                 d, norm = [bounded(v + beta * u // 4096) for v, u in zip(r, d, strict=True)], left
