@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def pack_rows(repeats: int, weights: int = WEIGHTS) -> list[Row]:
     ]
 
 
-def coding_rows(folder: Path | None, repeats: int) -> list[Row]:
+def coding_rows(folder: Path | None, repeats: int, wide: Sequence[tuple[int, int]]) -> list[Row]:
     """The lossless stage, bytes and speed both ways: on single matrices as of heads and projections, of related units
     (signs of normal numbers, half of whose variance all units share), and on every ``.bin`` with a YAML of its name
     below ``folder``.
@@ -75,7 +76,7 @@ def coding_rows(folder: Path | None, repeats: int) -> list[Row]:
 
     rng = np.random.default_rng(0)
     rows = []
-    for shape in WIDE:
+    for shape in wide:
         shared = rng.standard_normal((4, shape[1])) / 8**0.5
         matrix = rng.standard_normal(shape) / 2**0.5 + rng.standard_normal((shape[0], 4)) @ shared
         rows.append(_coded(f"one matrix of {shape[0]} x {shape[1]}", [(matrix > 0).astype(np.uint8)], [2], repeats))

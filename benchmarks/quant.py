@@ -44,7 +44,7 @@ def main(
     repeats, batch = (1, 4) if quick else (9, _training.BATCH)
     measures: dict[Section, Callable[[], list[Row]]] = {
         "pack": lambda: _packing.pack_rows(repeats, 1 << 16 if quick else _packing.WEIGHTS),
-        "coding": lambda: _packing.coding_rows(files, 1 if quick else 3),
+        "coding": lambda: _packing.coding_rows(files, 1 if quick else 3, _packing.WIDE[:1] if quick else _packing.WIDE),
         "training step": lambda: _training.step_rows(repeats, batch),
         "evaluation": lambda: _training.evaluation_rows(repeats, batch),
     }

@@ -56,6 +56,6 @@ def test_tools_are_asked_for_products_with_the_vector_that_the_truth_is_of():
 def test_the_benchmark_of_quantisers_runs(command, tmp_path):
     done = command("benchmarks.quant", "--quick", "--out", tmp_path)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert {row["section"] for row in rows} == {"pack", "training step", "evaluation"}  # no files to code
+    assert {row["section"] for row in rows} == {"pack", "coding", "training step", "evaluation"}
     assert all(float(row["ours"]) > 0 for row in rows)
     assert "## quant: training step" in (tmp_path / "README.md").read_text()
