@@ -97,10 +97,13 @@ def opened(path: Path, *, name: str = "run") -> Subject:
     checkpoint = open_checkpoint(path, Options())
     kind = "full" if checkpoint.method == "full" else "factors"
     model, names = checkpoint.network(kind)
-    metrics = {} if checkpoint.run is None else checkpoint.run.metrics
+    metrics, what = {}, name
+    if checkpoint.run is not None:
+        metrics = checkpoint.run.metrics
+        what = name if name in TRAINED else checkpoint.run.spec.backbone.partition("@")[0]
     return Subject(
         name=name,
-        label=f"{checkpoint.label} ({name})",
+        label=f"{checkpoint.label} ({what})",
         model=model.eval(),
         names=tuple(names),
         images=checkpoint.task.images("train"),
