@@ -47,7 +47,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             if len(at):
                 ax.axvline(float(at.iloc[0]), color=GREY, lw=0.7, ls=":", zorder=0, label="common radius")
             ax.set_xlim(left=0)
-        row[0].set_ylabel("rise of the training loss (nats)" if len(spaces) < 2 else "rise of loss (nats)")
+        row[0].set_ylabel("rise of the\ntraining loss (nats)" if len(spaces) < 2 else "rise of loss (nats)")
         row[0].set_title(SPACE_NAMES.get(space, space))
     for ax, (_, text) in zip(panels[-1], RADII.values(), strict=True):
         ax.set_xlabel(text)
