@@ -126,15 +126,16 @@ def bits_colour(bits: float) -> str:
 def looks(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Colour, line style and marker of every label, in the order in which the labels appear.
 
-    Several methods: the colour says the method, the line style the bits and dim within it. One method: the colour says
-    the bits, the line style the dim. Without ``method`` and ``bits`` columns: a colour each.
+    Several methods, or one label: the colour says the method, the line style the bits and dim within it. Several labels
+    of one method: the colour says the bits, the line style the dim. Without ``method`` and ``bits`` columns: a colour
+    each.
     """
     keys = [key for key in ("method", "bits", "dim") if key in frame]
     rows = frame.drop_duplicates("label")[["label", *keys]].to_dict("records")
     if {row["label"] for row in rows} and not {"method", "bits"} <= set(keys):
         palette = [c for name, c in METHOD_COLOURS.items() if name != "linear"] + list(OTHER_COLOURS)
         return {r["label"]: {"color": palette[i % len(palette)], "ls": "-", "marker": "o"} for i, r in enumerate(rows)}
-    by_method = len({row["method"] for row in rows}) > 1
+    by_method = len(rows) == 1 or len({row["method"] for row in rows}) > 1
     families: dict[Any, list[Any]] = {}
     for row in sorted(rows, key=lambda row: (-row["bits"], -(row.get("dim") or 0))):
         families.setdefault(row["method"] if by_method else row["bits"], []).append(row["label"])
