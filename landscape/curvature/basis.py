@@ -19,6 +19,7 @@ from landscape.errors import LandscapeError
 Floats = NDArray[np.float64]
 # Entries that an inner product sums in the vectors' dtype before it goes on in float64.
 _CHUNK = 1 << 18
+MEMORY = 2 << 30
 # Roundings below which a rest is noise, and the space invariant.
 _NOISE = 100
 
@@ -53,17 +54,18 @@ def noise(operator: Operator) -> float:
     return _NOISE * torch.finfo(operator.dtype).eps
 
 
-def memory_for(operator: Operator, vectors: int, memory_bytes: int, least: int) -> int:
-    """How many of the wanted vectors fit into the memory allowed.
+def memory_for(operator: Operator, vectors: int, memory_bytes: int | None, least: int) -> int:
+    """How many of the wanted vectors fit into the memory allowed; None allows 2 GiB, or what the least need if more.
 
     Raises
     ------
     LandscapeError
-        If that is fewer than the least that the method needs.
+        If the memory given is for fewer than the least that the method needs.
     """
     each = operator.size * torch.finfo(operator.dtype).bits // 8
-    fit = min(vectors, memory_bytes // each)
-    if fit < min(least, vectors):
+    least = min(least, vectors)
+    fit = min(vectors, (max(MEMORY, least * each) if memory_bytes is None else memory_bytes) // each)
+    if fit < least:
         raise LandscapeError(
             f"expected memory_bytes of at least {least * each:,} for {least} vectors, found {memory_bytes:,}"
         )

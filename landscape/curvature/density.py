@@ -105,7 +105,7 @@ def spectral_density(
     steps: int = 24,
     width: float = 0.01,
     seed: int = 0,
-    memory_bytes: int = 2 << 30,
+    memory_bytes: int | None = None,
 ) -> Density:
     """Spread of the eigenvalues, from ``probes`` times ``steps`` products.
 
@@ -122,8 +122,8 @@ def spectral_density(
     seed
         Of the probes.
     memory_bytes
-        For the bases, ``steps`` vectors each. Probes go side by side as far as it allows, which saves passes over the
-        data where graphs are not kept.
+        For the bases, ``steps + 1`` vectors each. Probes go side by side as far as it allows, which saves passes over
+        the data where graphs are not kept. None as for :func:`.memory_for`: one basis at least.
 
     Raises
     ------

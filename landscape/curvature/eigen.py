@@ -114,7 +114,7 @@ def top_eigenvalues(
     max_products: int = 300,
     seed: int = 0,
     block: int = 1,
-    memory_bytes: int = 2 << 30,
+    memory_bytes: int | None = None,
 ) -> Eigen:
     """The k outermost eigenvalues at one end, with vectors and measured residuals.
 
@@ -137,7 +137,7 @@ def top_eigenvalues(
         Vectors multiplied at once, B. One Krylov space holds one vector of a multiple eigenvalue, or of several closer
         than the tolerance, until it has found all else; a block holds B of them.
     memory_bytes
-        For the basis, which is restarted when it is full.
+        For the basis, which is restarted when it is full. None as for :func:`.memory_for`.
 
     Settings outside their range, and memory for fewer vectors than the method needs, are a ``LandscapeError``.
     """

@@ -22,7 +22,7 @@ def xtrace(
     tolerance: float = 0.05,
     max_products: int = 200,
     seed: int = 0,
-    memory_bytes: int = 2 << 30,
+    memory_bytes: int | None = None,
 ) -> Estimate:
     """Each probe serves both as sketch for the others and as sample for their rest (Epperly, Tropp and Webber 2023).
 
@@ -42,7 +42,7 @@ def xtrace(
     operator, tolerance, max_products, seed
         As for :func:`hutchinson`; a probe costs two products, the budget is at least 16.
     memory_bytes
-        For Q, a vector a probe; the probes are no more than it allows.
+        For Q, a vector a probe; the probes are no more than it allows. None as for :func:`.memory_for`.
     """
     check(tolerance, max_products, 2 * LEAST)
     before = dict(operator.cost)

@@ -51,7 +51,7 @@ def hutch_pp(
     max_products: int = 200,
     seed: int = 0,
     sketch: int = 16,
-    memory_bytes: int = 2 << 30,
+    memory_bytes: int | None = None,
 ) -> Estimate:
     """The trace on the span Q of A S exactly, and Hutchinson's estimate of the rest (Meyer et al. 2021, algorithm 1).
 
@@ -65,7 +65,7 @@ def hutch_pp(
     sketch
         Columns of S; each costs two products and a vector in memory.
     memory_bytes
-        For Q; fewer columns are taken where it allows no more.
+        For Q; fewer columns are taken where it allows no more. None as for :func:`.memory_for`.
     """
     check(tolerance, max_products, LEAST + 2 * sketch)
     before = dict(operator.cost)

@@ -10,7 +10,7 @@ import torch
 from curvature_oracles import Explicit, case, dense_hessian, symmetric
 
 from landscape import LandscapeError, Objective, Space
-from landscape.curvature import Hessian, spectral_density
+from landscape.curvature import Hessian, basis, spectral_density, top_eigenvalues
 
 SPECTRUM = [*np.random.default_rng(0).normal(0, 0.1, 150), 2.0, 3.0, 3.0, 8.0]
 
@@ -94,6 +94,17 @@ def test_side_by_side_or_one_by_one_is_the_same():
     assert single.cost["gradients"] == pytest.approx(24)
     with pytest.raises(LandscapeError, match="memory_bytes"):
         spectral_density(operator, steps=8, memory_bytes=100)
+
+
+def test_a_model_of_which_one_basis_is_more_than_the_usual_memory_has_a_density(monkeypatch):
+    """Twenty-five vectors of a ViT-S are more than 2 GiB."""
+    operator = Explicit(symmetric(np.linspace(-1, 3, 60)))
+    wide = spectral_density(operator, steps=8)
+    monkeypatch.setattr(basis, "MEMORY", 5 * 60 * 8)
+    narrow = spectral_density(operator, steps=8)
+    for a, b in zip(wide.nodes, narrow.nodes, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+    assert top_eigenvalues(operator, 3).status == "converged"
 
 
 def test_the_moments_of_a_networks_hessian():
