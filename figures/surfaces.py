@@ -1,6 +1,7 @@
 """Loss surfaces on a plane of two directions: contours at the same levels in every panel, so that panels compare.
 
 What is drawn is the rise over the centre. The levels go 1, 2, 5, 10, ... : a flat minimum has its rings far apart.
+Where a surface sinks well below its centre, which is then no minimum of it, they go in equal steps.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ TABLES = {"surface": ("points",)}
 COLUMNS = ["x", "y", "rise_nats"]
 COLOURS = "cividis_r"
 UNIT = "rise of the {} loss (nats)"
+# Share of the highest rise by which a surface may sink below its centre and still be drawn as a basin around it.
+_SINKS = 0.05
 
 
 @styled
@@ -88,18 +91,36 @@ def panels(frame: pd.DataFrame) -> tuple[str, dict[str, tuple[np.ndarray, np.nda
     return {"train": "training"}.get(split, split), found
 
 
-def levels(surfaces: list[np.ndarray], decades: float = 3.0) -> list[float]:
-    """Levels 1, 2, 5, 10, ... common to all surfaces: from what is visible up to the largest finite rise.
+def span(surfaces: list[np.ndarray]) -> tuple[float, float]:
+    """Lowest and highest finite rise of all surfaces; (0, highest) where they sink below the centre by next to nothing.
 
     Raises
     ------
     TableError
-        If no cell rises: there is nothing to draw.
+        If no cell differs from the centre: there is nothing to draw.
     """
+    found = np.concatenate([np.zeros(1), *(z[np.isfinite(z)] for z in surfaces)])
+    low, high = float(found.min()), float(found.max())
+    if low == high:
+        raise TableError("figure 'surfaces': expected a loss that changes somewhere, found none beside the centre's")
+    return (low if low < -_SINKS * high else 0.0), high
+
+
+def levels(surfaces: list[np.ndarray], decades: float = 3.0) -> list[float]:
+    """Levels 1, 2, 5, 10, ... common to all surfaces: from what is visible up to the largest finite rise.
+
+    Equal steps from the lowest value to the highest where a surface sinks well below its centre. Raises as
+    :func:`span` does.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = span(surfaces)
+    if low < 0:
+        ticks = MaxNLocator(9, steps=[1, 2, 5, 10]).tick_values(low, high)
+        inside = [float(f"{s:.3g}") for s in ticks if low <= float(f"{s:.3g}") <= high]
+        return inside if len(inside) > 1 else [low, high]
     rises = np.concatenate([z[np.isfinite(z) & (z > 0)] for z in surfaces])
-    if not rises.size:
-        raise TableError("figure 'surfaces': expected a loss that rises somewhere, found none above the centre")
-    top = math.log10(float(rises.max()))
+    top = math.log10(high)
     bottom = max(top - decades, math.log10(float(rises.min())))
     steps = [m * 10.0**e for e in range(math.floor(bottom), math.ceil(top) + 1) for m in (1, 2, 5)]
     inside = [float(f"{s:.3g}") for s in steps if bottom <= math.log10(s) <= top]
@@ -110,13 +131,14 @@ def contours(
     ax: Axes, x: np.ndarray, y: np.ndarray, z: np.ndarray, shared: list[float], *, lines_only: bool = False
 ) -> QuadContourSet:
     """Contours at the given levels with a cross at the centre; NaN cells stay white."""
-    from matplotlib.colors import LogNorm
+    from matplotlib.colors import LogNorm, Normalize
     from matplotlib.ticker import MaxNLocator
 
-    norm = LogNorm(shared[0], shared[-1])
+    logarithmic = shared[0] > 0
+    norm = (LogNorm if logarithmic else Normalize)(shared[0], shared[-1])
     options: dict[str, Any] = {"levels": shared, "norm": norm, "cmap": COLOURS}
     # below the lowest level lies the basin itself, above the highest what no level separates
-    floor = np.where(np.isfinite(z), np.maximum(z, shared[0] / 10), np.nan)
+    floor = np.where(np.isfinite(z), np.maximum(z, shared[0] / 10) if logarithmic else z, np.nan)
     if not lines_only:
         drawn = ax.contourf(x, y, floor, extend="both", **options)
         ax.contour(x, y, floor, levels=shared, colors="white", linewidths=0.35, alpha=0.8)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.style import TWO_COLUMNS, new_figure, styled
-from figures.surfaces import COLOURS, UNIT, panels
+from figures.surfaces import COLOURS, UNIT, panels, span
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,12 +30,12 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     width = TWO_COLUMNS if per_row > 1 else TWO_COLUMNS / 2
     height = 0.92 * width / per_row
     fig = new_figure(width, rows * height, layout=None)
-    top = max(float(np.nanmax(np.where(np.isfinite(z), z, np.nan))) for *_, z in found.values())
+    heights = span([z for *_, z in found.values()])
     for place, (title, (x, y, z)) in enumerate(found.items()):
         row, column = divmod(place, per_row)
         box = (column / per_row - 0.02, 1 - (row + 0.99) / rows, 0.99 / per_row, 0.98 / rows)
         ax: Any = fig.add_axes(box, projection="3d")
-        relief(ax, x, y, z, top)
+        relief(ax, x, y, z, heights)
         fig.text((column + 0.5) / per_row, 1 - (row + 0.02) / rows, title, va="top", ha="center")
         if column == per_row - 1 or place == len(found) - 1:
             ax.set_zlabel(UNIT.format(chosen))
@@ -53,22 +53,22 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Any:
         from matplotlib import pyplot
 
         ax = pyplot.figure(figsize=(3.6, 3.2)).add_subplot(projection="3d")
-    relief(ax, x, y, z, float(np.nanmax(z)))
+    relief(ax, x, y, z, span([z]))
     ax.set_zlabel(UNIT.format(chosen))
     return ax
 
 
-def relief(ax: Any, x: np.ndarray, y: np.ndarray, z: np.ndarray, top: float) -> None:
-    """A surface with hairline mesh, its height and colour scaled to ``top``; cells that are not finite are left out."""
+def relief(ax: Any, x: np.ndarray, y: np.ndarray, z: np.ndarray, heights: tuple[float, float]) -> None:
+    """A surface with hairline mesh, its height and colour between ``heights``; what is not finite is left out."""
     from matplotlib.colors import Normalize
 
     height = np.where(np.isfinite(z), z, np.nan)
     grid_x, grid_y = np.meshgrid(x, y)
     ax.plot_surface(
-        grid_x, grid_y, height, cmap=COLOURS, norm=Normalize(0, top), rcount=len(y), ccount=len(x), linewidth=0.15,
+        grid_x, grid_y, height, cmap=COLOURS, norm=Normalize(*heights), rcount=len(y), ccount=len(x), linewidth=0.15,
         edgecolor=(1, 1, 1, 0.5), antialiased=True, rasterized=False,
     )  # fmt: skip
-    ax.set(xlabel="α, first", ylabel="α, second", zlim=(0, top))
+    ax.set(xlabel="α, first", ylabel="α, second", zlim=heights)
     ax.view_init(elev=26, azim=-58)
     ax.set_box_aspect((1, 1, 0.75), zoom=0.82)
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):

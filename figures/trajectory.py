@@ -47,7 +47,7 @@ def _draw(ax: Axes, frame: pd.DataFrame, points: pd.DataFrame | None) -> PathCol
     if points is not None and len(points):
         split, found = surfaces.panels(points)
         x, y, z = next(iter(found.values()))
-        if (z[np.isfinite(z)] > 0).any():
+        if z[np.isfinite(z)].any():
             ax.clabel(surfaces.contours(ax, x, y, z, surfaces.levels([z]), lines_only=True), fontsize=5)
             title = f"{surfaces.UNIT.format(split)}\n{title}"
         # The second direction is often much shorter than the first.

@@ -9,7 +9,7 @@ from scipy import stats
 
 from figures.bands import band, head_still, ordered, over_text, own_space, require
 from figures.precision import changes
-from figures.surfaces import levels, panels
+from figures.surfaces import levels, panels, span
 from figures.tables import TableError
 
 
@@ -96,8 +96,16 @@ def test_levels_are_shared_and_go_1_2_5():
     flat, sharp = np.array([[0.0, 0.011], [np.nan, 0.3]]), np.array([[0.0, 7.0], [np.inf, 2.0]])
     assert levels([flat, sharp]) == [0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
     assert levels([np.array([[0.0, 7.0, 1e-6]])])[0] == 0.01
-    with pytest.raises(TableError, match="rises"):
+    with pytest.raises(TableError, match="changes"):
         levels([np.zeros((2, 2))])
+
+
+def test_a_surface_that_sinks_below_its_centre_is_drawn_to_its_lowest_cell():
+    saddle, basin = np.array([[-0.3, 0.1], [np.nan, 0.4]]), np.array([[0.0, 0.4]])
+    assert levels([saddle, basin]) == [-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4]
+    assert span([saddle, basin]) == (-0.3, 0.4)
+    assert span([np.array([[-0.01, 0.4]])]) == (0.0, 0.4), "noise around a minimum is not a slope"
+    assert levels([np.array([[-0.2, 0.0]])])[0] == -0.2
 
 
 def test_a_surface_is_put_back_on_its_grid_in_any_order():
