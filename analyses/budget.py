@@ -8,7 +8,7 @@ as a whole on test images, beside the best of equal bits and units everywhere.
 
 from __future__ import annotations
 
-import shutil
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,8 @@ from analyses.options import Options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pandas as pd
+
     from analyses.candidates import Candidates, Choice
     from analyses.checkpoint import Checkpoint
     from analyses.command import OnStep
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
     Chosen = dict[tuple[str, ...], Choice]
 
-FILE = "packed.lowbit"
+MOST_ENCODED = 8
+"""Files that are encoded to find the one that fits, whatever their number of choices: each takes time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +49,28 @@ class Budget:
 
 
 def compute(checkpoint: Checkpoint, options: Options, spec: Budget, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
-    """Tables ``files`` (the allocated one and the best uniform one) and ``allocation``; writes the file beside them."""
+    """Tables ``files`` (the allocated one and the best uniform one) and ``allocation``; writes the files beside them.
+
+    A file's name ends in a digest of it, so that no other budget's takes its place before the tables are replaced.
+    """
     import pandas as pd
 
     from analyses.candidates import candidates
     from analyses.measure import labelled
     from analyses.pack import measured
     from analyses.rounding import facts, rounded_space
-    from quant.lowbit import write_lowbit
+    from figures.atomic import write_bytes
+    from quant.lowbit import to_bytes
 
     space = rounded_space(checkpoint)
     objective = checkpoint.objectives(space.model, ("train",), options)["train"]
     options_of = candidates(space, objective, spec.quantizer, spec.bits, on_step)
-    folder = _folder(checkpoint)
-    folder.mkdir(parents=True, exist_ok=True)
     files, chosen = [], {}
     for how, found in (("allocated", _shared_out), ("uniform", _uniform)):
         low, chosen[how] = _fitting(checkpoint, options, spec, options_of, found)
-        path = folder / (FILE if how == "allocated" else f"{how}.lowbit")
-        write_lowbit(path, low)
+        data = to_bytes(low)
+        path = _folder(checkpoint) / _name(how, data)
+        write_bytes(path, data)
         files.append({"how": how, "adapter_bytes": _size(low), **measured(checkpoint, path, options)})
     allocation = [
         {
@@ -155,6 +161,32 @@ def _size(lowbit: Lowbit) -> int:
     return len(to_bytes(lowbit.without_head()))
 
 
+def _name(how: str, data: bytes) -> str:
+    return f"{how}-{hashlib.sha256(data).hexdigest()[:16]}.lowbit"
+
+
+def _made(files: pd.DataFrame, folder: Path) -> bytes | None:
+    """The allocated file that the table speaks of; None if it is gone or changed."""
+    name = str(files.set_index("how").at["allocated", "file"])
+    try:
+        data = (folder / name).read_bytes()
+    except OSError:
+        return None
+    return data if name == _name("allocated", data) else None
+
+
+def _forget(tables: Path, folder: Path) -> None:
+    """Tables without the file that they speak of count as unfinished and are made again."""
+    from figures.tables import PROVENANCE, TableError, read_table
+
+    try:
+        made = _made(read_table(tables, "files").frame, folder)
+    except TableError:
+        made = None
+    if made is None:
+        (tables / PROVENANCE).unlink(missing_ok=True)
+
+
 def _folder(checkpoint: Checkpoint) -> Path:
     return checkpoint.folder / "tables" / "budget-file"
 
@@ -205,20 +237,23 @@ def main(
     Raises
     ------
     AnalysisError
-        If the file's name has another ending.
+        If the file's name has another ending, or it was taken away meanwhile.
     """
     from analyses.checkpoint import open_checkpoint
     from analyses.store import announce
+    from figures.atomic import write_bytes
 
     if output is not None and output.suffix != ".lowbit":
         raise AnalysisError(f"expected a file that ends in .lowbit, found {output.name}")
     opened = open_checkpoint(checkpoint, options)
-    made = _folder(opened) / FILE
-    if not made.exists():  # tables of which the file was deleted are made again
-        shutil.rmtree(_folder(opened), ignore_errors=True)
-    ANALYSIS.run([checkpoint], options, budget)
+    folder = _folder(opened)
+    for tables in ((options.out or opened.folder) / "tables" / ANALYSIS.name, folder):
+        _forget(tables, folder)
+    made = _made(ANALYSIS.run([checkpoint], options, budget)["files"], folder)
+    if made is None:
+        raise AnalysisError(f"{folder}: the file was taken away while it was measured: run the command again")
     target = output or opened.folder / f"budget-{budget.bytes}.lowbit"
-    shutil.copyfile(made, target)
+    write_bytes(target, made)
     announce(options.quiet, f"wrote {target}")
 
 

@@ -90,6 +90,40 @@ def test_the_file_fits_and_opens_as_what_it_says(checkpoint, command):
     assert float(rows["allocated"]["loss_nats"]) == pytest.approx(loss, rel=1e-6)
 
 
+def test_a_budget_that_was_interrupted_leaves_the_file_of_the_tables(checkpoint, command, monkeypatch, tmp_path):
+    """Killed while measuring, between the tables of the checkpoint and the joined ones, and with a file changed."""
+    import analyses.pack
+    from analyses.command import Analysis
+
+    target = tmp_path / "new" / "x.lowbit"
+
+    def asked(size: int) -> int:
+        given = ("--bytes", size, "--samples", "20", "--bits", "1", "2", "--json", "-o", target)
+        return command("analyses.budget", checkpoint.path, *given).returncode
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    assert asked(500) == 0
+    first = target.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(analyses.pack, "measured", kill)
+        assert asked(400) == 130
+    assert asked(500) == 0
+    assert target.read_bytes() == first
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Analysis, "report", lambda self, of, options, spec, *_: self.measure(of[0], options, spec) and kill()
+        )
+        assert asked(400) == 130
+    assert asked(500) == 0
+    assert target.read_bytes() == first
+    for stored in (checkpoint.folder / "tables" / "budget-file").glob("*.lowbit"):
+        stored.write_bytes(b"changed")
+    assert asked(500) == 0
+    assert target.read_bytes() == first
+
+
 def test_a_budget_that_nothing_fits_is_an_error_that_says_what_would(checkpoint):
     with pytest.raises(AnalysisError, match=r"--bytes 50: expected a budget of at least \d+ bytes") as caught:
         ANALYSIS.compute(checkpoint, OPTIONS, Budget(bytes=50, bits=(1, 8)), None)
