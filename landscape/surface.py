@@ -25,7 +25,7 @@ from landscape.probe import Objectives, Point, Probe, Row
 from landscape.radius import reach, rise_at
 from landscape.shards import Store
 from landscape.space import Space
-from landscape.workers import measured, open_workers
+from landscape.workers import check, measured, open_workers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,7 +147,8 @@ def line(
     precision
         ``auto``: the device's reduced precision where a probe finds it good enough (:mod:`landscape.precision`).
     workers
-        ``"1"``: here; ``"4"``: four processes; ``"ray"``, ``"ray://HOST:PORT"``: a cluster.
+        ``"1"``: here; ``"4"``: four processes; ``"ray"``, ``"ray://HOST:PORT"``: a cluster. Each of the processes
+        imports the script that runs this, so a script needs ``if __name__ == "__main__":`` above its work.
     store
         A folder for measured points, from which a killed run goes on.
     on_point
@@ -156,6 +157,7 @@ def line(
     An objective on another model, one that is not deterministic, and a coordinate that is not finite are a
     ``LandscapeError``.
     """
+    check(workers)
     coordinates = _coordinates("alphas", alphas)
     probe = Probe(objectives, space, [direction], ["alpha"])
     _choose(probe, precision, [coordinates])
@@ -182,6 +184,7 @@ def plane(
     Rows run over y fastest. The column ``direction`` holds the seed of ``dx``, ``direction_norm`` its norm; both
     directions and their cosine are in the provenance.
     """
+    check(workers)
     across, up = _coordinates("xs", xs), _coordinates("ys", ys)
     probe = Probe(objectives, space, [dx, dy], ["x", "y"])
     _choose(probe, precision, [across, up])
@@ -216,6 +219,7 @@ def plane_share(
 
     :func:`plane` with the same ``store``, and the parts of the other shares beside them, gives the whole.
     """
+    check(workers)
     number, shares = share
     axes = [_coordinates("xs", xs), _coordinates("ys", ys)]
     points = _grid(axes)[number - 1 :: shares]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-import pickle
+import re
 import sys
 import tempfile
 import time
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from landscape import gpus
 from landscape.errors import LandscapeError
 from landscape.probe import Point, Probe
 from landscape.shards import Found, Store
@@ -29,6 +30,11 @@ from landscape.shards import Found, Store
 Compute = Callable[[Sequence[Point]], Iterator[Found]]
 SHARD_SECONDS = 2.0
 RETRIES = 3
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+NO_START = (
+    "no worker could start: each imports the script that asks for workers, so the script should do its work below "
+    '`if __name__ == "__main__":`'
+)
 
 
 def measured(
@@ -57,6 +63,18 @@ def measured(
     return found
 
 
+def check(workers: str) -> None:
+    """Refuse what names no workers.
+
+    Raises
+    ------
+    LandscapeError
+        If it is no number from 1, ``ray`` or ``ray://HOST:PORT``.
+    """
+    if not re.fullmatch(r"0*[1-9][0-9]*|ray|ray://[^\s/]+", workers):
+        raise LandscapeError(f"expected workers to be a number from 1, 'ray' or 'ray://HOST:PORT', found {workers!r}")
+
+
 @contextmanager
 def open_workers(probe: Probe, workers: str = "1") -> Iterator[Compute]:
     """What measures points: ``"1"`` here, ``"N"`` in N processes, ``"ray"`` or ``"ray://HOST:PORT"`` on a cluster.
@@ -66,16 +84,13 @@ def open_workers(probe: Probe, workers: str = "1") -> Iterator[Compute]:
     callable
         Takes points, gives their rows shard by shard, in any order.
 
-    Raises
-    ------
-    LandscapeError
-        If there are no such workers, ray is not installed, or the model cannot be sent.
+    What names no workers, ray where it is not installed or cannot be reached, and a model that cannot be sent are a
+    ``LandscapeError``.
     """
+    check(workers)
     if workers.startswith("ray"):
         with _ray(probe, workers) as compute:
             yield compute
-    elif not workers.isdecimal() or int(workers) < 1:
-        raise LandscapeError(f"expected workers to be a number from 1, 'ray' or 'ray://HOST:PORT', found {workers!r}")
     elif int(workers) == 1:
         with probe:
             yield lambda points: _serial(probe, points)
@@ -98,6 +113,8 @@ def _serial(probe: Probe, points: Sequence[Point]) -> Iterator[Found]:
 
 @contextmanager
 def _processes(probe: Probe, workers: int) -> Iterator[Compute]:
+    if _imported_by_a_worker():
+        raise SystemExit(1)  # without a traceback; the process that the person started says why
     payload = _pickled(probe)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "probe"
@@ -105,13 +122,13 @@ def _processes(probe: Probe, workers: int) -> Iterator[Compute]:
         del payload
         # Forks of a server that has imported the libraries and done no more; elsewhere that is not safe.
         context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-        gpus = torch.cuda.device_count() if _on_cuda(probe) else 0
-        numbers = context.Queue()
-        for number in range(workers * (RETRIES + 1) if gpus else 0):
-            numbers.put(number % gpus)
+        seen = gpus.names(torch.cuda.device_count(), os.environ.get(VISIBLE)) if _on_cuda(probe) else []
+        turns = context.Queue()
+        for number in range(workers * (RETRIES + 1) if seen else 0):
+            turns.put(seen[number % len(seen)])
 
         def pool() -> ProcessPoolExecutor:
-            start = (file, torch.get_num_threads(), numbers if gpus else None)
+            start = (file, torch.get_num_threads(), turns if seen else None)
             return ProcessPoolExecutor(workers, context, initializer=_open_probe, initargs=start)
 
         executor = pool()
@@ -130,6 +147,8 @@ def _processes(probe: Probe, workers: int) -> Iterator[Compute]:
                             yield found
                     waiting = []
                 except BrokenProcessPool as error:
+                    if not _started(file).exists():
+                        raise LandscapeError(NO_START) from error
                     losses += 1
                     if losses > RETRIES:
                         raise LandscapeError(
@@ -147,14 +166,25 @@ def _processes(probe: Probe, workers: int) -> Iterator[Compute]:
 _probe: Probe | None = None
 
 
-def _open_probe(file: Path, threads: int, gpus: Any) -> None:
+def _open_probe(file: Path, threads: int, turns: Any) -> None:
     # In the worker, before its first shard; each takes the next of the GPUs.
     global _probe
+    _started(file).touch()
     torch.set_num_threads(threads)
-    if gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpus.get())
-    _probe = pickle.loads(file.read_bytes())
+    if turns is not None:
+        os.environ[VISIBLE] = turns.get()
+    _probe = gpus.load(file.read_bytes())
     _probe.__enter__()
+
+
+def _started(file: Path) -> Path:
+    # There once a worker has come as far as its own code: before that it imports the script that asked for it.
+    return file.with_name("started")
+
+
+def _imported_by_a_worker() -> bool:
+    # Whether the script runs again because a worker imports it; a process may start no other until it has done so.
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
 
 
 def _measure(points: tuple[Point, ...]) -> Found:
@@ -172,7 +202,11 @@ def _ray(probe: Probe, address: str) -> Iterator[Compute]:
         ) from error
     ours = not ray.is_initialized()
     if ours:
-        ray.init(address=None if address == "ray" else address, log_to_driver=False, include_dashboard=False)
+        try:
+            ray.init(**_settings(address))
+        except (ValueError, ConnectionError, RuntimeError, ImportError) as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise LandscapeError(f"no connection to workers {address!r}: {reason}") from error
     try:
         payload = _pickled(probe)
         key = hashlib.sha256(payload).hexdigest()
@@ -195,6 +229,11 @@ def _ray(probe: Probe, address: str) -> Iterator[Compute]:
             ray.shutdown()
 
 
+def _settings(address: str) -> dict[str, Any]:
+    # Of ray.init: a client takes no others.
+    return {"log_to_driver": False, "include_dashboard": False} if address == "ray" else {"address": address}
+
+
 _sent: dict[str, Probe] = {}
 
 
@@ -205,7 +244,7 @@ def _measure_sent(payload: bytes, key: str, threads: int, points: tuple[Point, .
         for probe in _sent.values():
             probe.__exit__(None, None, None)
         _sent.clear()
-        _sent[key] = pickle.loads(payload).__enter__()
+        _sent[key] = gpus.load(payload).__enter__()
     return {point: _sent[key].rows(point) for point in points}
 
 
