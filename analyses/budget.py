@@ -237,14 +237,15 @@ def main(
     Raises
     ------
     AnalysisError
-        If the file's name has another ending, or it was taken away meanwhile.
+        If the file that was made is gone before it is written.
     """
     from analyses.checkpoint import open_checkpoint
+    from analyses.pack import writable
     from analyses.store import announce
     from figures.atomic import write_bytes
 
-    if output is not None and output.suffix != ".lowbit":
-        raise AnalysisError(f"expected a file that ends in .lowbit, found {output.name}")
+    if output is not None:
+        writable(output)
     opened = open_checkpoint(checkpoint, options)
     folder = _folder(opened)
     for tables in ((options.out or opened.folder) / "tables" / ANALYSIS.name, folder):

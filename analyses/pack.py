@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,6 +139,23 @@ def measured(checkpoint: Checkpoint, path: Path, options: Options) -> dict[str, 
     }
 
 
+def writable(output: Path) -> None:
+    """Refuse, before the work begins, a path that no .lowbit file can be written to.
+
+    Raises
+    ------
+    AnalysisError
+        If it has another ending, is a folder, or lies where no file can be made.
+    """
+    if output.suffix != ".lowbit":
+        raise AnalysisError(f"expected a file that ends in .lowbit, found {output.name}")
+    if output.is_dir():
+        raise AnalysisError(f"expected a file to write, found the folder {output}")
+    above = next(path for path in output.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise AnalysisError(f"{output}: expected a folder that can be written to, found {above}")
+
+
 def padded(values: Tensor, shape: Any) -> Tensor:
     """The values with zeros for the hidden units that are gone, in the shape that the network has.
 
@@ -173,11 +191,6 @@ def main(
         What every analysis takes.
     packing
         How the matrices are stored.
-
-    Raises
-    ------
-    AnalysisError
-        If the file's name has another ending.
     """
     import pandas as pd
 
@@ -186,8 +199,7 @@ def main(
     from figures.command import emit
     from quant.lowbit import write_lowbit
 
-    if output.suffix != ".lowbit":
-        raise AnalysisError(f"expected a file that ends in .lowbit, found {output.name}")
+    writable(output)
     opened = open_checkpoint(checkpoint, options)
     announce(options.quiet, f"{opened.label}: {packing.quantizer} at {packing.bits} bits, head at {packing.head_bits}")
     write_lowbit(output, pack(opened, options, packing))

@@ -95,7 +95,7 @@ def test_a_budget_that_was_interrupted_leaves_the_file_of_the_tables(checkpoint,
     import analyses.pack
     from analyses.command import Analysis
 
-    target = tmp_path / "new" / "x.lowbit"
+    target = tmp_path / "x.lowbit"
 
     def asked(size: int) -> int:
         given = ("--bytes", size, "--samples", "20", "--bits", "1", "2", "--json", "-o", target)
@@ -132,3 +132,23 @@ def test_a_budget_that_nothing_fits_is_an_error_that_says_what_would(checkpoint)
     assert set(tables["files"]["adapter_bytes"]) == {least}
     with pytest.raises(AnalysisError, match=f"at least {least} bytes"):
         ANALYSIS.compute(checkpoint, OPTIONS, Budget(bytes=least - 1, bits=(1, 8)), None)
+
+
+@pytest.mark.parametrize("module", ["analyses.budget", "analyses.pack"])
+def test_a_path_that_cannot_be_written_is_refused_before_the_work(checkpoint, command, tmp_path, module):
+    (tmp_path / "folder.lowbit").mkdir()
+    (tmp_path / "plain").write_text("")
+    bytes_ = ("--bytes", "450") if module == "analyses.budget" else ()
+    for output, said in {
+        "x.bin": "expected a file that ends in .lowbit, found x.bin",
+        "folder.lowbit": "expected a file to write, found the folder",
+        "plain/x.lowbit": "expected a folder that can be written to, found",
+        "plain/a/b/x.lowbit": "expected a folder that can be written to, found",
+    }.items():
+        done = command(module, checkpoint.path, *bytes_, "--samples", "20", "-o", tmp_path / output)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1  # nothing was begun
+    done = command(module, checkpoint.path, *bytes_, "--samples", "20", "-o", tmp_path / "new" / "er" / "x.lowbit")
+    assert done.returncode == 0
+    assert [path.name for path in (tmp_path / "new" / "er").iterdir()] == ["x.lowbit"]
