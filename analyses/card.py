@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from analyses.options import settings_of
 from analyses.store import Tables, announce, cached
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -48,8 +49,10 @@ def measures(text: str) -> list[str]:
 
 def card(
     checkpoint: Checkpoint, options: Options, chosen: Sequence[str], move: Move, parts: Path
-) -> dict[str, pd.DataFrame]:
+) -> tuple[dict[str, pd.DataFrame], Callable[[], None]]:
     """Tables ``measures``, ``blocks`` and, if asked for, ``density``, of the training loss, a row a space and measure.
+
+    And what deletes the finished measures, once the tables are written.
 
     Parameters
     ----------
@@ -65,8 +68,10 @@ def card(
     import pandas as pd
 
     from analyses.measure import labelled
+    from figures.tables import key_of
 
     about = {**options.settings(), **settings_of(move), "checkpoint": checkpoint.identity}
+    parts /= key_of(about)
     tables: dict[str, list[pd.DataFrame]] = {}
     for kind in checkpoint.spaces(move.weights):
         moving = checkpoint.space(kind, **{**move.of_space(), "batch_norm": "freeze"})
@@ -77,7 +82,8 @@ def card(
             announce(options.quiet, f"{kind} space, {name}: {_said(found)}")
             for table, frame in found.items():
                 tables.setdefault(table, []).append(labelled(frame, checkpoint, space=kind))
-    return {table: pd.concat(frames, ignore_index=True) for table, frames in tables.items()}
+    joined = {table: pd.concat(frames, ignore_index=True) for table, frames in tables.items()}
+    return joined, partial(shutil.rmtree, parts, ignore_errors=True)
 
 
 def _measured(objective: Objective, space: Space, name: str, seed: int) -> tuple[Tables, dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from analyses.bounds import at_least, odd, positive
 from analyses.command import Analysis
 from analyses.options import Move, Options, later
 
@@ -41,6 +42,12 @@ class Lines(Move):
     """Measure these too: all, or some of average, worst_case, adaptive, keskar, sam, noise_radius, basin_radius,
     eigenvalues, trace, density, with commas between them."""
 
+    def __post_init__(self) -> None:
+        """Refuse lines without a direction, or without a centre."""
+        at_least(1, directions=self.directions)
+        positive(extent=self.extent)
+        odd(points=self.points)
+
 
 def compute(checkpoint: Checkpoint, options: Options, spec: Lines, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
     """The lines of one checkpoint in each of its spaces."""
@@ -54,8 +61,10 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Lines, on_step: OnSt
     curves, facts = lines(
         checkpoint, options, spec, directions=spec.directions, alphas=alphas, parts=parts / "lines", on_point=on_step
     )
-    measured = card(checkpoint, options, chosen, spec, parts) if chosen else {}
-    return {"curves": curves, **measured}, facts
+    if not chosen:
+        return {"curves": curves}, facts
+    measured, spent = card(checkpoint, options, chosen, spec, parts / "card")
+    return {"curves": curves, **measured}, {**facts, "spent": [*facts["spent"], spent]}
 
 
 def summarise(curves: pd.DataFrame, split: str = "train") -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from analyses.options import Move
@@ -41,14 +42,16 @@ def lines(
 
     from figures.tables import key_of
     from landscape.directions import draw
+    from landscape.shards import clear
     from landscape.surface import line
 
-    frames, facts = [], {}
+    frames, facts, spent = [], {}, []
     moved = {field.name: getattr(move, field.name) for field in fields(Move)}
     about = {**options.settings(), **moved, "splits": list(splits), "checkpoint": checkpoint.identity}
     for space in checkpoint.spaces(move.weights):
         moving = checkpoint.space(space, **move.of_space())
         objectives = checkpoint.objectives(moving.model, splits, options)
+        stores = [parts / key_of({**about, "space": space, "direction": i}) for i in range(directions)]
         curves = [
             line(
                 objectives,
@@ -57,15 +60,16 @@ def lines(
                 alphas,
                 precision=move.precision,
                 workers=options.workers,
-                store=parts / key_of({**about, "space": space, "direction": i}),
+                store=store,
                 on_point=on_point,
             )
-            for i in range(directions)
+            for i, store in enumerate(stores)
         ]
+        spent += [partial(clear, store, {(alpha,) for alpha in alphas}) for store in stores]
         frames += [curve.to_frame() for curve in curves]
         every = [curve.provenance["directions"][0] for curve in curves]
         facts[space] = {**curves[0].provenance, "directions": every, "gauge": move.gauge}
-    return labelled(pd.concat(frames, ignore_index=True), checkpoint), {"measured": facts}
+    return labelled(pd.concat(frames, ignore_index=True), checkpoint), {"measured": facts, "spent": spent}
 
 
 def labelled(frame: pd.DataFrame, checkpoint: Checkpoint | Held, **columns: object) -> pd.DataFrame:

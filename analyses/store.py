@@ -23,7 +23,8 @@ def cached(folder: Path, settings: dict[str, Any], compute: Callable[[], tuple[T
     """The tables of ``folder`` if they were made with these settings, else those of ``compute()``, written there.
 
     ``compute`` returns the tables and further facts for the provenance, which also says settings, versions, machine,
-    command and seconds. What it stored below ``folder/parts`` on the way is deleted when the tables are written.
+    command and seconds. The facts' ``spent`` are called once the tables are written, and left out: they delete what was
+    stored below ``folder/parts`` on the way, and nothing that another command may have left there.
     """
     from figures.tables import finished, key_of, read_tables, versions, write_tables
 
@@ -32,6 +33,7 @@ def cached(folder: Path, settings: dict[str, Any], compute: Callable[[], tuple[T
     if not finished(folder, key):
         started = time.perf_counter()
         tables, facts = compute()
+        spent = facts.pop("spent", ())
         provenance = {
             **facts,
             "key": key,
@@ -42,8 +44,16 @@ def cached(folder: Path, settings: dict[str, Any], compute: Callable[[], tuple[T
             "seconds": round(time.perf_counter() - started, 3),
         }
         write_tables(folder, tables, provenance)
-        shutil.rmtree(folder / "parts", ignore_errors=True)
+        for delete in spent:
+            delete()
+        _prune(folder / "parts")
     return {name: table.frame for name, table in read_tables(folder).items()}
+
+
+def _prune(folder: Path) -> None:
+    """Delete the folder if there is no file below it."""
+    if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
+        shutil.rmtree(folder)
 
 
 def machine() -> dict[str, object]:

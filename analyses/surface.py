@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from analyses.bounds import odd, positive
 from analyses.command import Analysis
 from analyses.errors import AnalysisError
 from analyses.options import Move, Options, later
@@ -43,16 +45,28 @@ class Plane(Move):
     shard: str | None = later(None)
     """Measure only the first of four shares, 1/4, for several machines; the command without it joins what is there."""
 
+    def __post_init__(self) -> None:
+        """Refuse a plane without a centre, and an error or a share that is none."""
+        positive(extent=self.extent, error=self.error)
+        odd(points=self.points)
+        if self.shard is not None:
+            _share(self.shard)
+            if self.error is not None:
+                raise AnalysisError("a shard is a share of a whole grid: leave out --error, or --shard")
+
 
 def compute(checkpoint: Checkpoint, options: Options, spec: Plane, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
     """The plane of one checkpoint, on train and test images."""
     from analyses.measure import labelled
+    from landscape.shards import clear
     from landscape.surface import plane
 
     space, arguments = _plane(checkpoint, options, spec)
     found = plane(**arguments, error=spec.error, on_point=on_step)
     frame = labelled(found.to_frame(), checkpoint)
-    return {"points": frame}, {"measured": {space: {**found.provenance, "gauge": spec.gauge}}}
+    evaluated = frame[frame["evaluated"]]
+    spent = partial(clear, arguments["store"], set(zip(evaluated["x"], evaluated["y"], strict=True)))
+    return {"points": frame}, {"measured": {space: {**found.provenance, "gauge": spec.gauge}}, "spent": [spent]}
 
 
 def measure_shard(checkpoints: Sequence[Checkpoint], options: Options, spec: Plane, on_step: OnStep) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,6 @@ class Store:
         """The kinds of machine that the parts were measured on; bit-identity is promised within one (NUMERICS 2)."""
         return sorted({str(self._part(path)["machine"]) for path in self.folder.glob("*.json")})
 
-    def clear(self) -> None:
-        """Delete the parts, once the table is written."""
-        for path in self.folder.glob("*.json"):
-            path.unlink()
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
     def _part(self, path: Path) -> dict[str, Any]:
         try:
             part = json.loads(path.read_text())
@@ -98,6 +91,15 @@ class Store:
                 "measure into another folder"
             )
         return part
+
+
+def clear(folder: Path, points: Collection[Point]) -> None:
+    """Delete the parts whose points are all among these, once the table that holds them is written."""
+    for path in folder.glob("*.json"):
+        if {tuple(point) for point, _ in json.loads(path.read_text())["points"]} <= set(points):
+            path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def machine() -> str:

@@ -58,6 +58,17 @@ def test_rule_27_shards_join_to_the_serial_table_bit_for_bit(fresh, serial):
     assert not parts.exists()
 
 
+def test_rule_27_a_finished_table_deletes_no_part_of_another(fresh, serial):
+    """Neither of another plane nor of a larger grid of the same one."""
+    checkpoint = open_checkpoint(fresh, OPTIONS)
+    measure_shard([checkpoint], OPTIONS, replace(PLANE, shard="1/2"), None)
+    there = sorted((fresh / "tables" / "plane" / "parts").glob("*/*.json"))
+    for other in (replace(OPTIONS, seed=7), OPTIONS):
+        ANALYSIS.measure(checkpoint, other, replace(PLANE, points=3))
+        assert set(there) <= set((fresh / "tables" / "plane" / "parts").glob("*/*.json"))
+    assert ANALYSIS.measure(checkpoint, OPTIONS, PLANE)["points"].to_csv() == serial.to_csv()
+
+
 def test_rule_27_a_shard_of_another_setting_is_refused(fresh):
     checkpoint = open_checkpoint(fresh, OPTIONS)
     folders = {}
