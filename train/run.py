@@ -154,6 +154,8 @@ class Run:
             raise TrainError(unknown("weights", weights, list(WEIGHTS)))
         place = device_of(device)
         self._require_done()
+        if weights == "deployed" and self.spec.bits < 32 and not (self.path / LOWBIT).exists():
+            raise TrainError(f"{self.path / LOWBIT}: expected the weights of {self.spec.bits} bits, found no file")
         self._check_backbone()
         model = build(self.spec, len(self.classes))
         if weights == "deployed" and (self.path / LOWBIT).exists():

@@ -187,6 +187,9 @@ def test_it_refuses_damaged_weights_and_other_data(copied):
         with pytest.raises(ValueError, match=name) as caught:
             Run.open(copied).model("latent" if name[0] == "t" else "deployed")
         assert getattr(caught.value, "exit_code", None) == 2
+    (copied / "adapter.lowbit").unlink()
+    with pytest.raises(TrainError, match=r"adapter\.lowbit: expected the weights of \d bits?, found no file"):
+        Run.open(copied).model()
     with pytest.raises(TrainError, match="trained with another data"):
         Run.open(copied, task=load("digits", train_size=40, test_size=20, data_seed=3)).task()
 
