@@ -98,7 +98,10 @@ def _fitting(
     found: Candidates,
     choose: Callable[[Candidates, int], Chosen],
 ) -> tuple[Lowbit, Chosen]:
-    """The file that ``choose`` makes of as many bytes as leave room for what surrounds the tensors; its choices.
+    """The file of least predicted damage that fits, of those that ``choose`` makes of some room; its choices.
+
+    ``choose`` counts dense bytes and knows nothing of what surrounds the tensors. So the room is sought, between what
+    fitted and what did not, at which the file as it is written takes up the budget.
 
     Raises
     ------
@@ -106,52 +109,64 @@ def _fitting(
         If even the smallest file is larger than the budget.
     """
     from analyses.pack import file_of
-    from quant.errors import QuantError
 
-    room = spec.bytes
-    smallest = {group: min(of, key=lambda choice: of[choice].nbytes) for group, of in found.items()}
-    while True:
-        try:
-            chosen = choose(found, room)
-        except QuantError:  # less room than the smallest choices take; the file around them is the smallest too
-            chosen = smallest
+    def made(chosen: Chosen) -> tuple[Lowbit, int]:
         low = {t.name: t for group, choice in chosen.items() for t in found[group][choice].tensors}
         bits = min(bits for _, bits in chosen.values())
         file = file_of(checkpoint, low, options, bits=bits, quantizer=spec.quantizer)
-        over = _size(file) - spec.bytes
-        if over <= 0:
-            return file, chosen
-        if chosen == smallest:
-            raise AnalysisError(
-                f"--bytes {spec.bytes}: expected a budget of at least {_size(file)} bytes, those of the smallest file"
-            )
-        room -= over
+        return file, _size(file)
+
+    best = choose(found, 0)
+    file, size = made(best)
+    if size > spec.bytes:
+        raise AnalysisError(
+            f"--bytes {spec.bytes}: expected a budget of at least {size} bytes, those of the smallest file"
+        )
+    sizes = {tuple(best.items()): size}
+    low, high = _dense(found, best), 1 + sum(max(c.nbytes for c in of.values()) for of in found.values())
+    room = spec.bytes
+    while high - low > 1:
+        if not low < room < high:
+            room = (low + high) // 2
+        chosen = choose(found, room)
+        dense = _dense(found, chosen)
+        if (key := tuple(chosen.items())) not in sizes:
+            if len(sizes) == MOST_ENCODED:
+                break
+            other, sizes[key] = made(chosen)
+            if sizes[key] <= spec.bytes and _damage(found, chosen) < _damage(found, best):
+                file, best = other, chosen
+        if (left := spec.bytes - sizes[key]) >= 0:
+            low, room = room, room + max(1, left * dense // sizes[key])
+        else:
+            high, room = dense, dense + left
+    return file, best
 
 
 def _shared_out(found: Candidates, room: int) -> Chosen:
+    """The choices of least damage that take no more than ``room``; where none does, the smallest."""
     from quant.allocate import allocate
 
     costs = {group: {choice: (c.nbytes, c.damage) for choice, c in of.items()} for group, of in found.items()}
-    return dict(allocate(costs, room).chosen)
+    least = sum(min(nbytes for nbytes, _ in of.values()) for of in costs.values())
+    return dict(allocate(costs, max(room, least)).chosen)
 
 
 def _uniform(found: Candidates, room: int) -> Chosen:
-    """The same bits, and the same share of the units, everywhere: of those that fit, the least damage in all.
-
-    Raises
-    ------
-    QuantError
-        If none fits.
-    """
-    from quant.errors import QuantError
-
+    """The same bits, and the same share of the units, everywhere: as above."""
     ranks = [list(of) for of in found.values()]
     options = [dict(zip(found, choices, strict=True)) for choices in zip(*ranks, strict=True)]
-    sizes = [sum(found[g][c].nbytes for g, c in option.items()) for option in options]
-    fitting = [option for option, size in zip(options, sizes, strict=True) if size <= room]
-    if not fitting:
-        raise QuantError(f"expected a budget of at least {min(sizes)} bytes, those of the smallest choices")
-    return min(fitting, key=lambda option: sum(found[g][c].damage for g, c in option.items()))
+    room = max(room, min(_dense(found, option) for option in options))
+    fitting = [option for option in options if _dense(found, option) <= room]
+    return min(fitting, key=lambda option: _damage(found, option))
+
+
+def _dense(found: Candidates, chosen: Chosen) -> int:
+    return sum(found[group][choice].nbytes for group, choice in chosen.items())
+
+
+def _damage(found: Candidates, chosen: Chosen) -> float:
+    return sum(found[group][choice].damage for group, choice in chosen.items())
 
 
 def _size(lowbit: Lowbit) -> int:

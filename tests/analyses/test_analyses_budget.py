@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 
+from analyses import budget
 from analyses.budget import ANALYSIS, Budget
 from analyses.candidates import candidates, groups, hidden_moments
 from analyses.checkpoint import open_checkpoint
@@ -132,6 +133,26 @@ def test_a_budget_that_nothing_fits_is_an_error_that_says_what_would(checkpoint)
     assert set(tables["files"]["adapter_bytes"]) == {least}
     with pytest.raises(AnalysisError, match=f"at least {least} bytes"):
         ANALYSIS.compute(checkpoint, OPTIONS, Budget(bytes=least - 1, bits=(1, 8)), None)
+
+
+def test_what_coding_saves_is_given_to_the_matrices(checkpoint, setting, monkeypatch):
+    """A file of 20 bytes and half of its dense tensors holds as much as could be chosen of twice the rest."""
+    encoded = []
+
+    def half(file):
+        encoded.append(file)
+        return 20 + sum(file.without_head().sizes().values()) // 2
+
+    monkeypatch.setattr(budget, "_size", half)
+    found = candidates(*setting, "gaussian_l1/f16", (1, 2, 3, 4))
+    for choose in (budget._shared_out, budget._uniform):
+        for size in range(120, 500, 20):
+            encoded.clear()
+            file, chosen = budget._fitting(checkpoint, OPTIONS, Budget(bytes=size), found, choose)
+            assert len(encoded) <= budget.MOST_ENCODED
+            assert half(file) == 20 + budget._dense(found, chosen) // 2 <= size
+            most = choose(found, 2 * (size - 20) + 1)
+            assert budget._damage(found, chosen) <= budget._damage(found, most)
 
 
 @pytest.mark.parametrize("module", ["analyses.budget", "analyses.pack"])
