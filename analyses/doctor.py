@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from analyses.bounds import positive
 from analyses.command import Analysis
 from analyses.options import Options
 
@@ -34,6 +35,10 @@ class Doctor:
     """Alpha of the points away from the centre."""
     factor: float = 4.0
     """Of the function-preserving rescale."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no point, or no rescale, belongs to."""
+        positive(extent=self.extent, factor=self.factor)
 
 
 def compute(checkpoint: Checkpoint, options: Options, spec: Doctor, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:

@@ -5,13 +5,16 @@ Gaussian noise of ``alpha`` times the norm of each filter, many draws: accuracy 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from analyses.bounds import at_least
 from analyses.command import Analysis
+from analyses.errors import AnalysisError
 from analyses.options import Move, Options
 
 if TYPE_CHECKING:
@@ -32,6 +35,18 @@ class Noise(Move):
     """Draws of the noise for each checkpoint, the same for all levels and for models that share tensors."""
     levels: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
     """Norm of the noise as a share of the norm of each filter; 0 is the model itself."""
+
+    def __post_init__(self) -> None:
+        """Refuse noise that is never drawn, or that has no finite norm.
+
+        Raises
+        ------
+        AnalysisError
+            For the first such setting.
+        """
+        at_least(1, draws=self.draws)
+        if not self.levels or not all(math.isfinite(level) and level >= 0 for level in self.levels):
+            raise AnalysisError(f"expected --levels to be finite and at least 0, found {list(self.levels)}")
 
 
 def compute(checkpoint: Checkpoint, options: Options, spec: Noise, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:

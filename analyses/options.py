@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from analyses.bounds import at_least, positive
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -50,12 +52,21 @@ class Options:
     quiet: bool = False
     """No progress, no report of assumptions."""
 
+    def __post_init__(self) -> None:
+        """Refuse values that nothing can be measured with."""
+        at_least(1, samples=self.samples, batch_size=self.batch_size, threads=self.threads)
+        positive(rise_se=self.rise_se)
+        if not self.workers.isdecimal() or int(self.workers) < 1:  # a plain number needs no torch to be read
+            from landscape.workers import check
+
+            check(self.workers)
+
     def threads_each(self) -> int:
         """Threads of this process and of each worker: the values depend on it in their last bits (NUMERICS 2)."""
         import torch
 
         if self.threads is not None:
-            return max(1, self.threads)
+            return self.threads
         many = int(self.workers) if self.workers.isdecimal() else 1
         return max(1, torch.get_num_threads() // max(1, many))
 

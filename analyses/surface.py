@@ -46,7 +46,13 @@ class Plane(Move):
     """Measure only the first of four shares, 1/4, for several machines; the command without it joins what is there."""
 
     def __post_init__(self) -> None:
-        """Refuse a plane without a centre, and an error or a share that is none."""
+        """Refuse a plane without a centre, and an error or a share that is none.
+
+        Raises
+        ------
+        AnalysisError
+            For the first such setting.
+        """
         positive(extent=self.extent, error=self.error)
         odd(points=self.points)
         if self.shard is not None:

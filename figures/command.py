@@ -11,6 +11,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -111,8 +112,11 @@ def _later(main: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 def _without_box(text: str) -> str:
     """The parser's message, drawn as a box over several lines, on one."""
     lines = (line.strip("│╭╮╰╯─ \n") for line in text.splitlines())
-    kept = [line for line in lines if line and line != "Parsing error" and not line.startswith("For full helptext")]
-    return " ".join(kept)
+    heads = ("Parsing error", "Value error")
+    said = [line for line in lines if line.strip("-")]  # where stderr is ASCII the box is drawn in hyphens
+    kept = [line for line in said if line not in heads and not line.startswith("For full helptext")]
+    # A group of settings that refuses its values in words of its own is not named before them.
+    return re.sub(r"^Error parsing [\w.]+: ", "", " ".join(kept))
 
 
 def _out_of_memory(error: BaseException) -> bool:
