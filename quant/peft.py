@@ -20,10 +20,16 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_FACTOR = re.compile(
+    r"(?:.*\.)?(?:lora_(?:embedding_)?[AB]|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?)(?:\.(?:\w+\.)?weight)?"
+)
+"""Names of what peft trains as factors of a product: LoRA's, LoHa's and LoKr's."""
 
 
 def read_peft(folder: Path | str, *, bits: int = 32, quantizer: str = "gaussian_l1") -> Lowbit:
-    """Read an adapter folder; with fewer ``bits`` its matrices are quantised, whole saved modules and vectors are not.
+    """Read an adapter folder; with fewer ``bits`` its low-rank factors are quantised, and nothing else.
+
+    Embeddings and modules that were saved whole, rows of them that were trained, prompts and vectors stay as they are.
 
     Tensors are ordered as a person would count: layer 2 before layer 10.
 
@@ -43,7 +49,7 @@ def read_peft(folder: Path | str, *, bits: int = 32, quantizer: str = "gaussian_
         head = _saved_module(name, saved)
         heads |= {head} if head else set()
         try:
-            if bits < 32 and state[name].dim() >= 2 and head is None:
+            if bits < 32 and state[name].dim() >= 2 and head is None and _FACTOR.fullmatch(name):
                 tensors.append(LowbitTensor.quantised(name, state[name], quantizer=quantizer, bits=bits))
             else:
                 tensors.append(LowbitTensor.plain(name, state[name]))

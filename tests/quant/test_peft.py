@@ -71,6 +71,20 @@ def test_quantised_on_the_way_in(tmp_path):
     assert len(lowbit.without_head().tensors) == len(state) - 1
 
 
+def test_only_factors_are_quantised(tmp_path):
+    """Not a table that peft saves beside its factors, nor rows of one that were trained, prompts, or other matrices."""
+    stem = "base_model.model.model.embed_tokens."
+    kept = ("base_layer.weight", "token_adapter.trainable_tokens_delta", "prompt_embeddings", "x.lora_E", "x.ia3_l")
+    factors = (
+        "lora_embedding_A", "lora_embedding_B", "x.lora_A.default.weight", "x.lora_B.weight", "x.hada_w1_a",
+        "x.hada_w2_b", "x.lokr_w1", "x.lokr_w2_a",
+    )  # fmt: skip
+    folder(tmp_path / "in", more={stem + name: torch.randn(8, 4) for name in (*kept, *factors)})
+    read = {t.name: t.bits for t in read_peft(tmp_path / "in", bits=1).tensors}
+    assert {name: read[stem + name] for name in kept} == dict.fromkeys(kept, 32)
+    assert {name: read[stem + name] for name in factors} == dict.fromkeys(factors, 1)
+
+
 def test_a_folder_that_peft_saved_of_a_language_model(tmp_path):
     """data/peft_text, of peft 0.21: LoRA of rank 2 on the queries and values of a Llama of two blocks of width 16."""
     source = Path(__file__).parent / "data" / "peft_text"
