@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,17 @@ def clear(folder: Path, points: Collection[Point]) -> None:
 
 
 def machine() -> str:
-    """The kind of machine, as far as results may depend on it."""
-    return f"{platform.system()} {platform.machine()} {platform.processor()}".strip()
+    """The kind of machine, as far as results may depend on it; parts of several are joined, and name theirs."""
+    return f"{platform.system()} {platform.machine()} {_processor()}".strip()
+
+
+def _processor(about: Path = Path("/proc/cpuinfo")) -> str:
+    # Linux says the model there; elsewhere, and where it names none, Python knows what there is to know.
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", about.read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return " ".join(found[1].split()) if found else platform.processor()
 
 
 def _checksum(part: Mapping[str, Any]) -> str:
