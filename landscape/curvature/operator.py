@@ -7,6 +7,7 @@ row-major order. It is float64 where a parameter is, float32 otherwise. P parame
 from __future__ import annotations
 
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from landscape.directions import Direction, from_tensors
 from landscape.errors import LandscapeError
@@ -133,6 +134,7 @@ class ModelOperator(Operator):
         self.objective, self.space = objective, space
         self.surrogate = space.weights == "requantised"
         self._sizes = [p.numel() for p in parameters]
+        self._warned = False
 
     def flatten(self, tensors: Mapping[str, Tensor] | Direction) -> Tensor:
         """One vector (P,) of tensors by name; those left out are zero."""
@@ -160,6 +162,8 @@ class ModelOperator(Operator):
 
     def _open(self, stack: ExitStack) -> None:
         stack.enter_context(self.space)
+        if not self._warned:
+            self._warned = _warn_of_nonfinite(self.space.model)
 
     def _parts(self, vector: Tensor) -> list[Tensor]:
         # In the parameters' own dtypes and on their devices, as autograd wants them.
@@ -174,6 +178,20 @@ class ModelOperator(Operator):
             for t, size in zip(tensors, self._sizes, strict=True)
         ]
         return torch.cat(parts)
+
+
+def _warn_of_nonfinite(model: nn.Module) -> bool:
+    """Whether weights of a model are inf or NaN; a warning says how many."""
+    weights = list(model.parameters())
+    broken = sum(int((~w.isfinite()).sum()) for w in weights)
+    if broken:
+        total = sum(w.numel() for w in weights)
+        warnings.warn(
+            f"{broken:,} of the model's {total:,} weights are inf or NaN: curvature at them is no number",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return broken > 0
 
 
 class _Timed:
