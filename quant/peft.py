@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quant.content import DTYPES
 from quant.errors import QuantError
 from quant.lowbit import Lowbit, LowbitTensor
 
@@ -48,13 +49,16 @@ def read_peft(folder: Path | str, *, bits: int = 32, quantizer: str = "gaussian_
     for name in sorted(state, key=_natural):
         head = _saved_module(name, saved)
         heads |= {head} if head else set()
+        if state[name].dtype not in DTYPES.values():
+            raise QuantError(f"{folder}: {name}: expected floats of 16, 32 or 64 bits, found {state[name].dtype}")
         try:
             if bits < 32 and state[name].dim() >= 2 and head is None and _FACTOR.fullmatch(name):
                 tensors.append(LowbitTensor.quantised(name, state[name], quantizer=quantizer, bits=bits))
             else:
                 tensors.append(LowbitTensor.plain(name, state[name]))
         except QuantError as error:
-            raise QuantError(f"{folder}: {name}: {error}") from None
+            text = str(error).removeprefix(f"{name}: ")
+            raise QuantError(f"{folder}: {name}: {text}") from None
     header: dict[str, Any] = {"peft": config, **({"head": sorted(heads)} if heads else {})}
     return Lowbit(header=header, tensors=tensors)
 

@@ -188,10 +188,22 @@ def test_saved_modules_are_a_list_of_names(tmp_path):
         read_peft(tmp_path / "in")
 
 
-def test_tensors_of_whole_numbers_are_refused(tmp_path):
-    folder(tmp_path / "in", more={"n": torch.tensor([1, 2])})
-    with pytest.raises(QuantError, match=r"n: expected values of torch\.float64, .*found torch\.int64"):
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
+@pytest.mark.parametrize("bits", [32, 2])
+def test_tensors_of_whole_numbers_are_refused(tmp_path, dtype, bits):
+    """One line that names the tensor once."""
+    folder(tmp_path / "in", more={"h.0.lora_A.weight": torch.ones(2, 2).to(dtype)})
+    with pytest.raises(QuantError) as caught:
+        read_peft(tmp_path / "in", bits=bits)
+    said = f"h.0.lora_A.weight: expected floats of 16, 32 or 64 bits, found {dtype}"
+    assert str(caught.value) == f"{tmp_path / 'in'}: {said}"
+
+
+def test_an_empty_tensor_is_named_once(tmp_path):
+    folder(tmp_path / "in", more={"h.0.bias": torch.ones(0)})
+    with pytest.raises(QuantError, match=r"in: h\.0\.bias: expected values of") as caught:
         read_peft(tmp_path / "in")
+    assert str(caught.value).count("h.0.bias") == 1
 
 
 def test_only_what_came_from_peft_goes_back(tmp_path):
