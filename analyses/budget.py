@@ -112,7 +112,7 @@ def _fitting(
 
     def made(chosen: Chosen) -> tuple[Lowbit, int]:
         low = {t.name: t for group, choice in chosen.items() for t in found[group][choice].tensors}
-        bits = min(bits for _, bits in chosen.values())
+        bits = max(bits for _, bits in chosen.values())  # the header has one number: no matrix has more
         file = file_of(checkpoint, low, options, bits=bits, quantizer=spec.quantizer)
         return file, _size(file)
 

@@ -155,6 +155,17 @@ def test_what_coding_saves_is_given_to_the_matrices(checkpoint, setting, monkeyp
             assert budget._damage(found, chosen) <= budget._damage(found, most)
 
 
+def test_a_file_of_several_bits_says_the_most(checkpoint, setting):
+    found = candidates(*setting, "gaussian_l1/f16", (1, 2, 4))
+    mixed = 0
+    for size in range(300, 500, 50):
+        file, chosen = budget._fitting(checkpoint, OPTIONS, Budget(bytes=size), found, budget._shared_out)
+        bits = {bits for _, bits in chosen.values()}
+        mixed += len(bits) > 1
+        assert file.header["bits"] == max(bits)
+    assert mixed
+
+
 @pytest.mark.parametrize("module", ["analyses.budget", "analyses.pack"])
 def test_a_path_that_cannot_be_written_is_refused_before_the_work(checkpoint, command, tmp_path, module):
     (tmp_path / "folder.lowbit").mkdir()
