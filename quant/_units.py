@@ -55,6 +55,7 @@ _PRIOR = 10 << 8  # of the scale of a position
 _ENDS = (0, 2, 6, 12, 20, 32, 48, 64, 96, 128, 192, 256)
 _CHUNK = 64
 _SPARSE_FROM = 64
+_MOST_HELD = 1 << 20  # numbers of a chunk's features, or of a matrix of the solution, that are held at a time
 
 
 def chunks(positions: int) -> list[tuple[int, int]]:
@@ -115,6 +116,8 @@ class Units:
     sparse: bool = False
     factor: int = field(init=False, default=1 << A_BITS)
     _bend: int = field(init=False, default=0)
+    _slope: int = field(init=False, default=0)
+    _bent: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         size = 1 + self.context + self.units
@@ -135,6 +138,11 @@ class Units:
         self.curvature[:, 0] = 0
         self.curvature[:, :, 0] = 0
 
+    def lanes(self) -> list[slice]:
+        """The tiles in runs that are taken one after the other, so that what is held has a bound."""
+        together = max(1, _MOST_HELD // (self.weights.shape[2] * max(self.units, _CHUNK)))
+        return [slice(at, min(at + together, self.tiles)) for at in range(0, self.tiles, together)]
+
     def index(self, z: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """Entries of the tables for a m z, of a chunk's logits z and bits (L, U, n)."""
         known, least, more = _ADDED[:, _index(z, W_BITS)]
@@ -143,38 +151,45 @@ class Units:
         above = _PRIOR + np.cumsum(gained, axis=1) - gained
         return _index(_scaled(z, above, below, self.factor), W_BITS + A_BITS)
 
-    def learn(self, f: np.ndarray, bits: np.ndarray, stop: int) -> None:
-        """Take in a chunk that ends at ``stop``: features (L, p, n) and the units' bits (L, U, n)."""
-        z = (self.weights @ f).astype(np.int64)
+    def learn(self, lanes: slice, f: np.ndarray, bits: np.ndarray, stop: int) -> None:
+        """Take in a chunk of some tiles, which ends at ``stop``: features (L, p, n) and the units' bits (L, U, n)."""
+        z = (self.weights[lanes] @ f).astype(np.int64)
         index = _index(z, W_BITS)
         error = (bits.astype(np.int64) << SLOT_BITS) - _CHANCE[index]
-        self.residual += np.where(self.known, (error.astype(np.float64) @ f.transpose(0, 2, 1)).astype(np.int64), 0)
+        back = f.transpose(0, 2, 1)
+        self.residual[lanes] += np.where(self.known, (error.astype(np.float64) @ back).astype(np.int64), 0)
         if stop <= _LEARNED + _CHUNK:
             mean = _CURVATURE[index].sum(axis=1, keepdims=True) // self.units
-            self.curvature += (f * mean).astype(np.float32) @ f.transpose(0, 2, 1).astype(np.float32)
-        self._follow(self.index(z, bits), bits)
-        self._solve()
+            self.curvature[lanes] += (f * mean).astype(np.float32) @ back.astype(np.float32)
+        self._see(self.index(z, bits), bits)
+        self._solve(lanes)
         if self.sparse and stop >= _SPARSE_FROM:
-            self._loosen()
+            self._loosen(lanes)
 
-    def _follow(self, index: np.ndarray, bits: np.ndarray) -> None:
-        """One Newton step of log a: slope sum y (b - s(y)), bend sum y^2 s(y) (1 - s(y)), y = a m z; both in 2^-23."""
+    def _see(self, index: np.ndarray, bits: np.ndarray) -> None:
+        """Add to slope sum y (b - s(y)) and bend sum y^2 s(y) (1 - s(y)) of log a, y = a m z; both in 2^-23."""
         logit = _LOGIT[index]
-        slope = int((((bits.astype(np.int64) << SLOT_BITS) - _CHANCE[index]) * logit).sum())
-        self._bend = self._bend * 13 // 16 + int((_VARIANCE[index] * logit * logit >> _STEP_BITS).sum())
-        step = self.factor * slope // (self._bend + (50 << SLOT_BITS + _STEP_BITS))
-        self.factor = min(max(self.factor + step, 1 << A_BITS - 3), 1 << A_BITS + 2)
+        self._slope += int((((bits.astype(np.int64) << SLOT_BITS) - _CHANCE[index]) * logit).sum())
+        self._bent += int((_VARIANCE[index] * logit * logit >> _STEP_BITS).sum())
 
-    def _solve(self) -> None:
+    def follow(self) -> None:
+        """One Newton step of log a, after a chunk of all tiles."""
+        self._bend = self._bend * 13 // 16 + self._bent
+        step = self.factor * self._slope // (self._bend + (50 << SLOT_BITS + _STEP_BITS))
+        self.factor = min(max(self.factor + step, 1 << A_BITS - 3), 1 << A_BITS + 2)
+        self._slope = self._bent = 0
+
+    def _solve(self, lanes: slice) -> None:
         """Three steps of conjugate gradients on (H + D) d = r, d = 0 at first; r and d of a unit in 2^(e - 16)."""
         limit = (1 << _LIMIT_BITS) - 1
-        top = np.abs(self.residual).max(axis=2, keepdims=True)
+        residual, diagonal, curvature = self.residual[lanes], self.diagonal[lanes], self.curvature[lanes]
+        top = np.abs(residual).max(axis=2, keepdims=True)
         e = np.maximum(np.frexp(top.astype(np.float64))[1].astype(np.int64) - _LIMIT_BITS, 0)
-        r = self.residual >> e
+        r = residual >> e
         d, total = r, np.zeros_like(r)
         norm = (r * r).sum(axis=2, keepdims=True)  # < 2^44
         for last in (False, False, True):
-            q = (d.astype(np.float64) @ self.curvature).astype(np.int64) + d * self.diagonal >> H_BITS
+            q = (d.astype(np.float64) @ curvature).astype(np.int64) + d * diagonal >> H_BITS
             q[:, ~self.known] = 0
             along = np.maximum((d * q).sum(axis=2, keepdims=True), 1)
             alpha = np.minimum((norm << _ALPHA_BITS) // along, 1 << _ALPHA_BITS)
@@ -185,18 +200,18 @@ class Units:
                 beta = np.minimum((left << _BETA_BITS) // np.maximum(norm, 1), 4 << _BETA_BITS)
                 d = np.minimum(np.maximum(r + (beta * d >> _BETA_BITS), -limit), limit)
                 norm = left
-        self.residual = r << e
-        self.weights += total << e
-        np.clip(self.weights, -(1 << 20) + 1, (1 << 20) - 1, out=self.weights)
+        residual[...] = r << e
+        weights = self.weights[lanes]
+        weights += total << e
+        np.clip(weights, -(1 << 20) + 1, (1 << 20) - 1, out=weights)
 
-    def _loosen(self) -> None:
+    def _loosen(self, lanes: slice) -> None:
         """Penalties that fall with the weight: 2 L / (1 + L w^2); the residual is that of the new penalised problem."""
-        w = self.weights.astype(np.int64)
+        w, diagonal = self.weights[lanes].astype(np.int64), self.diagonal[lanes]
         wanted = (self.start << H_BITS + 1 + W_BITS) // ((1 << W_BITS) + (w * w >> W_BITS) * self.start)
-        wanted[:, :, 0] = self.diagonal[:, :, 0]
-        change = wanted - self.diagonal
-        self.diagonal = wanted
-        self.residual -= change * w >> H_BITS
+        wanted[:, :, 0] = diagonal[:, :, 0]
+        self.residual[lanes] -= (wanted - diagonal) * w >> H_BITS
+        diagonal[...] = wanted
 
 
 def code_tiles(
@@ -210,29 +225,35 @@ def code_tiles(
     The context of tile l: the first ``number`` units of tile l - lag for each (lag, number) of ``before``, zeros where
     there is none. A reader fills ``tiles`` in.
     """
-    count, units, positions = tiles.shape
     own = 1 + model.context
-    f = np.zeros((count, own + units, positions))
-    f[:, 0] = 1
-    f[:, own:] = tiles * 2.0 - 1
-    starts = [1 + sum(number for _, number in before[:i]) for i in range(len(before))]
-    sources = [(lag, slice(at, at + n), slice(own, own + n)) for at, (lag, n) in zip(starts, before, strict=True)]
-    for lag, to, seen in sources:
-        f[lag:, to] = f[: max(count - lag, 0), seen]
-    for start, stop in chunks(positions):
-        here, bits = f[:, :, start:stop], tiles[:, :, start:stop]
+    for start, stop in chunks(tiles.shape[2]):
+        here = tiles[:, :, start:stop]
         if isinstance(coder, Reader):
-            for lane in range(count):
-                mine = here[lane]
-                for lag, to, seen in sources:
-                    if lane >= lag:
-                        mine[to] = here[lane - lag, seen]
-                _read_tile(coder, model, lane, mine, own)
-            bits[...] = here[:, own:] > 0
-        else:
-            index = model.index((model.weights @ here).astype(np.int64), bits)
-            coder.bits(_CHANCE[index].reshape(-1), bits.reshape(-1))
-        model.learn(here, bits, stop)
+            for lane in range(len(here)):
+                f = _features(here, slice(lane, lane + 1), before, own)[0]
+                _read_tile(coder, model, lane, f, own)
+                here[lane] = f[own:] > 0
+        for lanes in model.lanes():
+            f, bits = _features(here, lanes, before, own), here[lanes]
+            if isinstance(coder, Writer):
+                index = model.index((model.weights[lanes] @ f).astype(np.int64), bits)
+                coder.bits(_CHANCE[index].reshape(-1), bits.reshape(-1))
+            model.learn(lanes, f, bits, stop)
+        model.follow()
+
+
+def _features(bits: np.ndarray, lanes: slice, before: list[tuple[int, int]], own: int) -> np.ndarray:
+    """The features (l, p, n) of some tiles at a chunk's positions; ``bits`` (L, U, n) of all, 0 where none is known."""
+    f = np.zeros((lanes.stop - lanes.start, own + bits.shape[1], bits.shape[2]))
+    f[:, 0] = 1
+    f[:, own:] = _SIGN[bits[lanes]]
+    at = 1
+    for lag, number in before:
+        first = max(lanes.start, lag)
+        if first < lanes.stop:
+            f[first - lanes.start :, at : at + number] = _SIGN[bits[first - lag : lanes.stop - lag, :number]]
+        at += number
+    return f
 
 
 def _read_tile(reader: Reader, model: Units, lane: int, f: np.ndarray, own: int) -> None:

@@ -38,6 +38,22 @@ def decode(data: bytes) -> Any:
     return value
 
 
+def count_items(data: bytes, most: int) -> int:
+    """How many items the bytes hold, those within others too, or ``most + 1`` of more; allocates nothing.
+
+    Raises
+    ------
+    QuantError
+        If the bytes end within an item.
+    """
+    count = at = 0
+    while at < len(data) and count <= most:
+        major, _, argument, at = _read_head(data, at)
+        at += argument if major in (2, 3) else 0
+        count += 1
+    return count
+
+
 def _encode(value: Any, depth: int) -> bytes:
     """See ``encode``.
 

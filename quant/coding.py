@@ -194,6 +194,10 @@ def _cut(matrix: int, units: int) -> list[list[_Part]]:
     return [[(matrix, slice(at, min(at + _MOST_UNITS, units)))] for at in ends]
 
 
+def _positions(tile: list[_Part], tops: list[np.ndarray]) -> int:
+    return tops[tile[0][0]].shape[1]
+
+
 def _stack(tiles: list[list[_Part]], tops: list[np.ndarray]) -> np.ndarray:
     return np.stack([np.concatenate([tops[m][units] for m, units in tile]) for tile in tiles])
 
@@ -257,9 +261,10 @@ def _code_tiles(
     tops: list[np.ndarray],
     before: list[tuple[int, int]],
 ) -> None:
-    bits = _stack(tiles, tops)
+    reads = isinstance(coder, Reader)
+    bits = np.zeros((model.tiles, model.units, _positions(tiles[0], tops)), np.uint8) if reads else _stack(tiles, tops)
     code_tiles(coder, model, bits, before)
-    if isinstance(coder, Reader):
+    if reads:
         for tile, found in zip(tiles, bits, strict=True):
             at = 0
             for m, part in tile:

@@ -101,6 +101,7 @@ def encode_header(header: dict[str, Any], entries: Sequence[Entry], coded: Seque
     data = squeezed.compress(raw) + squeezed.flush()
     if len(raw) > _most_inflated(len(data)):
         raise QuantError(f"expected a header of less repetition, found {len(raw)} bytes that compress to {len(data)}")
+    _check_items(raw, len(data))
     return data
 
 
@@ -112,7 +113,9 @@ def decode_header(data: bytes, payload: int) -> tuple[dict[str, Any], list[Entry
     QuantError
         If it is damaged, contradicts itself, or promises more than so many bytes can hold.
     """
-    whole = cbor.decode(_inflate(data))
+    raw = _inflate(data)
+    _check_items(raw, len(data))
+    whole = cbor.decode(raw)
     if not isinstance(whole, list) or [type(x) for x in whole] != [list, list, list, dict]:
         raise QuantError("expected a header of coded parts, storages, groups of tensors and the writer's header")
     coded, storages, groups, header = whole
@@ -170,6 +173,19 @@ def is_head(name: str, header: dict[str, Any]) -> bool:
 
 def _most_inflated(size: int) -> int:
     return (1 << 16) + 64 * size
+
+
+def _check_items(raw: bytes, size: int) -> None:
+    """Whether a header that compresses to ``size`` bytes has few enough items to be read: each takes some 100 bytes.
+
+    Raises
+    ------
+    QuantError
+        If it has more.
+    """
+    most = (1 << 16) + 4 * size
+    if cbor.count_items(raw, most) > most:
+        raise QuantError(f"expected at most {most} items in a header that compresses to {size} bytes, found more")
 
 
 def _inflate(data: bytes) -> bytes:
@@ -254,6 +270,8 @@ def _check_group(group: Any, storages: list[Any]) -> list[Entry]:
                 )
         if isinstance(storages[e[2]], str) and (e[3] or len(e) == 5):
             raise QuantError(f"{e[0]}: expected no statistics and no codes of a tensor of {storages[e[2]]}")
+        if not isinstance(storages[e[2]], str) and not e[3]:
+            raise QuantError(f"{e[0]}: expected at least one statistic of a tensor of codes, found none")
     return [_entry(e, storages) for e in group[2:]]
 
 
