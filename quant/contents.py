@@ -68,7 +68,10 @@ class Contents:
             "path": str(self.path),
             "format": self.format,
             "header": self.lowbit.header,
-            "tensors": self.lowbit.to_frame().to_dict("records"),
+            "tensors": [
+                {key: None if value != value else value for key, value in row.items()}  # pandas has NaN for no text
+                for row in self.lowbit.to_frame().to_dict("records")
+            ],
             "parts_bytes": self.parts,
             "file_bytes": self.file_bytes,
             "without_head_bytes": self.without_head_bytes,
