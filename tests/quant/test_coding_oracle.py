@@ -51,6 +51,14 @@ class SlowReader:
             self.state = self.state * 65536 + self.words.pop(0)
         return int(bit)
 
+    def symbol(self, slots):
+        whole, slot = divmod(self.state, 65536)
+        symbol = next(i for i in range(len(slots)) if slot < sum(slots[: i + 1]))
+        self.state = slots[symbol] * whole + slot - sum(slots[:symbol])
+        if self.state < 2**32:
+            self.state = self.state * 65536 + self.words.pop(0)
+        return symbol
+
 
 class SlowUnit:
     """One unit's regression."""
@@ -165,6 +173,19 @@ def slow_family(reader, setting, tiles, units, positions, pairs):
     return first, slow_tiles(reader, regressions, halved, positions, before, 0, sees=sees)
 
 
+def slow_ranks(reader, count, ranks):
+    """The ranks of one matrix that shares its counts with none."""
+    counts, found = [1] * ranks, []
+    while len(found) < count:
+        c = sum(counts)
+        slots = [1 + k * (65536 - ranks) // c for k in counts]
+        slots[counts.index(max(counts))] += 65536 - sum(slots)
+        some = [reader.symbol(slots) for _ in range(min(max(c // 2, 64), 4096, count - len(found)))]
+        counts = [k + 2 * some.count(rank) for rank, k in enumerate(counts)]
+        found += some
+    return found
+
+
 def correlated(rng, common, units, positions):
     z = rng.standard_normal((units, len(common))) @ common + rng.standard_normal((units, positions)) / 2
     return (z > 0).astype(np.uint8)
@@ -199,6 +220,30 @@ def test_falling_penalties_read_with_python_integers(monkeypatch):
     assert data[2] >> 4 == 1
     found, _ = slow_family(SlowReader(data[3:]), data[1:3], 1, 8, 340, pairs=False)
     np.testing.assert_array_equal(found, [matrix])
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_pair_is_of_neighbours_in_the_whole_list(apart):
+    """A matrix of three levels, which has no bits, parts a down from its up matrix; after both it does not."""
+    rng = np.random.default_rng(3)
+    common = rng.standard_normal((2, 70))
+    down, up = correlated(rng, common, 5, 70), correlated(rng, common, 5, 70).T
+    odd = np.zeros((5, 20), dtype=np.uint8)
+    matrices, levels = ([down, odd, up], [2, 3, 2]) if apart else ([down, up, odd], [2, 2, 3])
+    data = coding.encode(matrices, levels)
+    assert data[0] == 1
+    if apart:  # two single tiles of equal sizes and levels: one family
+        reader = SlowReader(data[3:])
+        tiles, _ = slow_family(reader, data[1:3], 2, 5, 70, pairs=False)
+        first, second = [tiles[0]], [tiles[1]]
+    else:
+        reader = SlowReader(data[3:])
+        first, second = slow_family(reader, data[1:3], 1, 5, 70, pairs=True)
+    np.testing.assert_array_equal(first, [down])
+    np.testing.assert_array_equal(second, [up.T])
+    assert slow_ranks(reader, 100, 3) == [0] * 100
+    assert reader.words == []
+    assert reader.state == 2**32
 
 
 def test_no_number_can_leave_its_type():
