@@ -7,6 +7,7 @@ made of it: one that changes does not speak of the function. The last line is ma
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,16 @@ from analyses.options import Options
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import pandas as pd
     import torch
 
     from analyses.checkpoint import Checkpoint
     from analyses.command import OnStep
     from analyses.store import Tables
+    from landscape.checks import Check
+
+ROUNDED = 1e-3
+"""Nats, or share of a loss above one, that float32 rounding explains in the loss of a sample after a rescale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +58,19 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Doctor, on_step: OnS
     for kind in checkpoint.spaces():
         space = checkpoint.space(kind)
         objective = checkpoint.objectives(space.model, ("train",), options)["train"]
-        report = to_frame(examine(objective, space, seed=options.seed, extent=spec.extent))
-        checks.append(labelled(report, checkpoint, space=kind))
-        line = caption(checkpoint, kind, report, objective.n, space.k)
-        captions.append(labelled(pd.DataFrame({"caption": [line]}), checkpoint, space=kind))
+        found = examine(objective, space, seed=options.seed, extent=spec.extent)
         known = rescale(space.model, checkpoint.method, spec.factor)
         if known:
             what, factors = known
             rows = pd.DataFrame(rescaled(measures(objective, options.seed), space, factors, objective))
             scales.append(labelled(rows.assign(rescale=what, factor=spec.factor), checkpoint, space=kind))
+            found.append(left_as_is(what, float(rows.change_of_loss_nats[0]), objective.evaluate().mean_loss))
+        else:
+            found.append(not_applicable())
+        report = to_frame(found)
+        checks.append(labelled(report, checkpoint, space=kind))
+        line = caption(checkpoint, kind, report, objective.n, space.k)
+        captions.append(labelled(pd.DataFrame({"caption": [line]}), checkpoint, space=kind))
         if on_step:
             on_step()
     columns = ["measure", "unit", "before", "after", "ratio", "change_of_loss_nats", "rescale", "factor"]
@@ -91,8 +101,54 @@ def measures(objective: Any, seed: int) -> dict[str, Any]:
     }
 
 
+def left_as_is(what: str, change: float, loss: float) -> Check:
+    """Whether a rescale left the function as it is, but for rounding: without that its ratios say nothing."""
+    from landscape.checks import Check
+
+    meaning = f"largest change of a sample's loss under a rescale: {what}"
+    passed = change <= ROUNDED * max(1.0, abs(loss))
+    return Check(check="rescale", outcome="pass" if passed else "fail", figure=change, unit="nats", meaning=meaning)
+
+
+def not_applicable() -> Check:
+    """The row of an architecture that no rescale is known for."""
+    from landscape.checks import Check
+
+    meaning = "not applicable: no rescale is known that leaves the function of this architecture exactly as it is"
+    return Check(check="rescale", outcome="not known", figure=math.nan, unit="nats", meaning=meaning)
+
+
 def rescale(model: torch.nn.Module, method: str, factor: float) -> tuple[str, Mapping[str, torch.Tensor]] | None:
     """A rescale that is known to leave the function of this network as it is: in words, and the factors by tensor."""
+    return _of_attention(model, factor) or _of_residual_block(model, factor)
+
+
+def _of_residual_block(model: torch.nn.Module, factor: float) -> tuple[str, Mapping[str, torch.Tensor]] | None:
+    # relu(c x) = c relu(x): norm, ReLU and convolution in a row; what else the block may hold there does nothing.
+    import torch
+    from timm.models.resnet import BasicBlock, Bottleneck
+
+    parameters = dict(model.named_parameters())
+    for name, block in model.named_modules():
+        if not isinstance(block, (BasicBlock, Bottleneck)) or type(block.act1) is not torch.nn.ReLU:
+            continue
+        between = [getattr(block, "drop_block", None), getattr(block, "aa", None)]
+        if type(block) is Bottleneck:
+            between = []  # both come after its second convolution
+        scaled = [f"{name}.bn1.weight", f"{name}.bn1.bias", f"{name}.conv2.weight"]
+        if (
+            type(block.bn1) is torch.nn.BatchNorm2d
+            and type(block.conv2) is torch.nn.Conv2d
+            and all(type(module) in {type(None), torch.nn.Identity} for module in between)
+            and all(tensor in parameters for tensor in scaled)
+        ):
+            first = parameters[scaled[0]].new_tensor(factor)
+            factors = dict(zip(scaled, (first, first, 1 / first), strict=True))
+            return f"gain and bias of {name}.bn1 times {factor:g}, {name}.conv2 behind its ReLU divided by it", factors
+    return None
+
+
+def _of_attention(model: torch.nn.Module, factor: float) -> tuple[str, Mapping[str, torch.Tensor]] | None:
     import torch
 
     for name, module in model.named_modules():
@@ -122,6 +178,15 @@ def caption(checkpoint: Checkpoint, kind: str, checks, samples: int, k: int) -> 
     )
 
 
+def changes(rescales: pd.DataFrame) -> list[str]:
+    """A line for each rescale: what each measure is afterwards, as a multiple of what it was."""
+    lines = []
+    for (run, space, what), rows in rescales.groupby(["run", "space", "rescale"], sort=False):
+        ratios = "; ".join(f"{row.measure} x {row.ratio:.4g}" for row in rows.itertuples())
+        lines.append(f"{run}, {space} space, {what}: {ratios}")
+    return lines
+
+
 ANALYSIS = Analysis(
     name="doctor",
     part="doctor-checks",
@@ -148,7 +213,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Option
     from analyses.store import announce
 
     tables = ANALYSIS.run(checkpoints, options, doctor)
-    announce(options.quiet, *tables["captions"].caption)
+    announce(options.quiet, *changes(tables["rescale"]), *tables["captions"].caption)
     return int((tables["checks"].outcome == "fail").any())
 
 
