@@ -29,6 +29,10 @@ Measure = Callable[[Sequence[Point]], dict[Point, list[Row]]]
 
 START = 5
 """Points along an axis in the first round, denser towards its ends, where a process knows least."""
+SCOUTS = {1: 6, 2: 40}
+"""Further points of the first round by dimension, all over and in no rows: what lies between the first few and is none
+of their smooth continuation, such as a ridge or a second basin, would else stay unseen. What is smaller than the space
+between them still may."""
 GROWTH = 0.2
 """Share by which a round adds to the points, at most; fewer where the last rounds say that fewer are enough."""
 QUANTILE = 0.99
@@ -240,10 +244,15 @@ def _scaled(points: Floats) -> Floats:
 
 
 def _first(cells: Floats) -> list[int]:
-    # The cells next to a grid of Chebyshev points, START along each axis, the corners and the middle among them.
+    # The cells next to a grid of Chebyshev points, START along each axis, the corners and the middle among them; and
+    # to a sequence of low discrepancy, by the powers of the root of x^(D+1) = x + 1, of at most an eighth of the cells.
+    dimensions = cells.shape[1]
     nodes = -np.cos(np.pi * np.arange(START) / (START - 1))
-    wanted = np.stack(np.meshgrid(*[nodes] * cells.shape[1], indexing="ij"), axis=-1).reshape(-1, cells.shape[1])
-    return sorted({int(i) for i in np.argmin(_squared(wanted, cells), axis=1)})
+    grid = np.stack(np.meshgrid(*[nodes] * dimensions, indexing="ij"), axis=-1).reshape(-1, dimensions)
+    root = brentq(lambda x: x ** (dimensions + 1) - x - 1, 1, 2)
+    steps = np.arange(1, min(SCOUTS[dimensions], len(cells) // 8) + 1)[:, None]
+    scouts = 2 * ((0.5 + steps * root ** -np.arange(1.0, dimensions + 1)) % 1) - 1
+    return sorted({int(i) for i in np.argmin(_squared(np.vstack([grid, scouts]), cells), axis=1)})
 
 
 def _squared(a: Floats, b: Floats) -> Floats:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from landscape import LandscapeError, Objective, Space, draw, grid, line, orthogonal_pair, plane
-from landscape.adaptive import GROWTH, KERNELS, Process, _more
+from landscape.adaptive import GROWTH, KERNELS, Process, _more, adaptive
 
 ERROR = 0.01
 
@@ -124,6 +126,31 @@ def test_a_rough_surface_is_evaluated_throughout_and_says_so():
     curve = line(objective, space, draw(space, 0), grid(1.0, 41), error=0.001)
     assert curve.values("evaluated").all()
     assert "rough" in curve.provenance["interpolation"]["all_evaluated_because"]
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("shape", "side"), [("hole", 35), pytest.param("ridge", 51, marks=SLOW), pytest.param("bump", 51, marks=SLOW)]
+)
+def test_what_lies_between_the_first_points_is_seen(shape, side):
+    """Neither a narrow ridge, nor a small bump or hole, of which a few points in rows show nothing."""
+
+    def loss(x: float, y: float) -> float:
+        away = (x - 0.35) / 0.04 if shape == "ridge" else np.hypot(x - 0.52, y - 0.31) / 0.1
+        return 0.5 * (x * x + y * y) + (-0.5 if shape == "hole" else 1.0) * float(np.exp(-(away**2) / 2))
+
+    axis = grid(1.0, side).tolist()
+    points = [(x, y) for x in axis for y in axis]
+    nothing = SimpleNamespace(mean_loss=0.0)
+    probe = SimpleNamespace(
+        space=SimpleNamespace(weights="values"), objectives={"": None}, centre={"": nothing}, at=lambda point: {}
+    )
+    rows, facts = adaptive(probe, points, lambda asked: {p: [{"loss_nats": loss(*p)}] for p in asked}, 0.005, None)
+    missed = np.abs([row["loss_nats"] - loss(*p) for row, p in zip(rows, points, strict=True)])
+    drawn = np.ptp([loss(*p) for p in points])
+    assert np.quantile(missed, 0.99) / drawn <= max(facts["interpolation"]["estimated_error"][""], 1e-9)
 
 
 def test_rule_6_a_surface_that_is_not_finite_is_never_smoothed_over():
