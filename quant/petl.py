@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,26 +135,60 @@ def petl_bytes(lowbit: Lowbit) -> bytes:
     Raises
     ------
     QuantError
-        If the paper's code has no place for the content: another method, another codebook than ``released``, other
-        tensors than the header says.
+        If the paper's code has no place for the content: another method, another head, values other than those of
+        ``released``, other tensors than the header says.
     """
     fields = petl_config(lowbit)
     tensors = {t.name: t for t in lowbit.tensors}
     low = [t for t in lowbit.tensors if t.codes is not None]
     count = len([t for t in tensors if t.endswith(".down.weight")]) // (2 if lowbit.header["method"] == "lora" else 1)
     width = tensors["head.weight"].shape[1]
+    _check_head(tensors)
     header = {**lowbit.header, "head_bits": 1 if fields["method"].endswith(BIHEAD) else 32}
     layers = _layers(header, fields["num_class"], (count, width))
-    if {name for name, _, _ in layers} != set(tensors) or any(
-        tensors[name].shape != shape or tensors[name].bits != bits for name, shape, bits in layers
-    ):
+    wanted = {name: (shape, bits) for name, shape, bits in layers}
+    found = {t.name: (t.shape, t.bits) for t in lowbit.tensors}
+    if wanted != found:
+        name = next(name for name in (*wanted, *found) if wanted.get(name) != found.get(name))
+        both = [f"of shape {of[name][0]} at {of[name][1]} bits" if name in of else "none" for of in (wanted, found)]
         raise QuantError(
-            f"expected the tensors of {fields['method']} with dim {fields['dim']} at {fields['bit']} bits, found others"
+            f"expected the tensors of {fields['method']} with dim {fields['dim']} at {fields['bit']} bits, "
+            f"found others: of {name} expected {both[0]}, found {both[1]}"
         )
     for t in low:
-        if t.quantizer != QUANTIZER:
-            raise QuantError(f"{t.name}: the paper's files hold codes of {QUANTIZER!r} alone, found {t.quantizer!r}")
+        if not _has_released_values(t):
+            raise QuantError(
+                f"{t.name}: the paper's files hold codes of {QUANTIZER!r} alone, or of equal values; "
+                f"found {t.quantizer!r} at {t.bits} bits"
+            )
     return b"".join(_layer_bytes(tensors[name]) for name, _, _ in layers)
+
+
+def _check_head(tensors: dict[str, LowbitTensor]) -> None:
+    """Refuse a head that the paper's files cannot hold.
+
+    Raises
+    ------
+    QuantError
+        If it is neither of 1 bit without bias nor of 32 bits with one.
+    """
+    bits, bias = tensors["head.weight"].bits, "head.bias" in tensors
+    if bits not in (1, 32):
+        raise QuantError(f"the paper's files hold heads of 1 or 32 bits, found head.weight at {bits} bits")
+    if bias == (bits == 1):
+        held = "1-bit heads without bias, found head.bias" if bias else "32-bit heads with bias, found no head.bias"
+        raise QuantError(f"the paper's files hold {held}")
+
+
+def _has_released_values(tensor: LowbitTensor) -> bool:
+    """Whether the codes and statistics have under ``released`` the very values that they have now."""
+    if tensor.quantizer == QUANTIZER:
+        return True
+    try:
+        same = replace(tensor, quantizer=QUANTIZER)
+    except QuantError:  # other codes or statistics
+        return False
+    return torch.equal(same.dense(), tensor.dense())
 
 
 def _read_config(path: Path) -> dict[str, Any]:

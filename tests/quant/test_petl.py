@@ -211,6 +211,10 @@ def test_what_the_paper_has_no_place_for_is_refused(tmp_path):
     good = read_petl(*files(tmp_path, literal(config)[0], config), blocks=BLOCKS, width=WIDTH)
     w = torch.randn(4, WIDTH)
     first = good.tensors[0].name
+
+    def head(bits: int) -> LowbitTensor:
+        return LowbitTensor.quantised("head.weight", torch.randn(6, WIDTH), quantizer="released", bits=bits)
+
     for header, tensors, text in (
         ({**good.header, "method": "convpass"}, good.tensors, "unknown method"),
         ({**good.header, "task": None}, good.tensors, "expected task"),
@@ -223,8 +227,33 @@ def test_what_the_paper_has_no_place_for_is_refused(tmp_path):
         (
             good.header,
             [LowbitTensor.quantised(first, w, quantizer="gaussian_l2", bits=1), *good.tensors[1:]],
-            "'released' alone, found 'gaussian_l2'",
+            "'released' alone, or of equal values; found 'gaussian_l2' at 1 bits",
         ),
+        (good.header, [LowbitTensor.plain(first, w), *good.tensors[1:]], rf"of {first} expected .* at 1 bits, found"),
+        (good.header, good.tensors[:-1], "32-bit heads with bias, found no head.bias"),
+        (good.header, [*good.tensors[:-2], head(1), good.tensors[-1]], "1-bit heads without bias, found head.bias"),
+        (good.header, [*good.tensors[:-2], head(3), good.tensors[-1]], "heads of 1 or 32 bits, found .* at 3 bits"),
     ):
         with pytest.raises(QuantError, match=text):
             petl_bytes(Lowbit(header=header, tensors=tensors))
+
+
+def test_codes_whose_values_are_the_papers_are_written_whatever_their_quantiser(tmp_path):
+    """At 1 bit ``gaussian_l1`` is ``released`` to the last bit of a float32, and at 8 bits it is not."""
+    config = {**CONFIG, "bit": 1}
+    good = read_petl(*files(tmp_path, literal(config)[0], config), blocks=BLOCKS, width=WIDTH)
+    for quantizer in ("gaussian_l1", "gaussian_l1/f16"):
+        own = [
+            LowbitTensor.quantised(t.name, torch.randn(t.shape), quantizer=quantizer, bits=1) if t.bits == 1 else t
+            for t in good.tensors
+        ]
+        path, described = write_petl(tmp_path / quantizer, Lowbit(header=good.header, tensors=own))
+        back = read_petl(path, described, blocks=BLOCKS, width=WIDTH)
+        for before, after in zip(own, back.tensors, strict=True):
+            assert torch.equal(before.dense(), after.dense())
+    config = {**CONFIG, "bit": 8}
+    good = read_petl(*files(tmp_path, literal(config)[0], config), blocks=BLOCKS, width=WIDTH)
+    for quantizer in ("gaussian_l1", "gaussian_l1/row", "kmeans", "ecu", "nf"):
+        first = LowbitTensor.quantised(good.tensors[0].name, torch.randn(4, WIDTH), quantizer=quantizer, bits=8)
+        with pytest.raises(QuantError, match=f"found '{quantizer}' at 8 bits"):
+            petl_bytes(Lowbit(header=good.header, tensors=[first, *good.tensors[1:]]))
