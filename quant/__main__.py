@@ -114,6 +114,7 @@ def bring_in(options: Import) -> None:
 
 def bring_out(options: Export) -> None:
     """Export."""
+    from quant.errors import QuantError
     from quant.lowbit import read_lowbit
     from quant.peft import write_peft, write_safetensors
     from quant.petl import write_petl
@@ -123,6 +124,8 @@ def bring_out(options: Export) -> None:
         written = write_petl(options.out, lowbit)
     elif options.to == "peft":
         written = write_peft(options.out, lowbit)
+    elif options.out.is_dir():
+        raise QuantError(f"{options.out}: expected a file to write, found a folder")
     else:
         written = write_safetensors(options.out, lowbit)
     for path in written:

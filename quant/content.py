@@ -79,7 +79,16 @@ class LowbitTensor:
 
     @classmethod
     def plain(cls, name: str, w: Tensor) -> LowbitTensor:
-        """The tensor with its values as they are: float16, bfloat16, float32 or float64."""
+        """The tensor with its values as they are.
+
+        Raises
+        ------
+        QuantError
+            If they are not float16, bfloat16, float32 or float64.
+        """
+        if w.dtype not in DTYPES.values():
+            wanted = ", ".join(str(d) for d in reversed(DTYPES.values()))
+            raise QuantError(f"{name}: expected values of {wanted}, found {w.dtype}")
         values = w.detach().cpu().clone()
         return cls(name=name, shape=tuple(w.shape), bits=8 * values.dtype.itemsize, values=values)
 

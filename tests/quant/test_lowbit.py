@@ -390,3 +390,9 @@ def test_shown_as_a_table():
     assert list(frame.size_bytes) == [16, 24, 4]
     assert list(frame["shape"]) == ["3x7", "2x3", ""]
     assert "adapter.down.weight" in content()._repr_html_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.bool])
+def test_values_of_a_type_that_files_do_not_have_are_refused_by_its_name(dtype):
+    with pytest.raises(QuantError, match=rf"^a: expected values of torch\.float64, .*torch\.float16, found {dtype}$"):
+        LowbitTensor.plain("a", torch.ones(2).to(dtype))

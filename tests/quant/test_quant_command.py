@@ -106,6 +106,18 @@ def test_the_papers_bin_and_peft_folders_are_inspected_too(quant, released, tmp_
     assert found["file_bytes"] == sum(p.stat().st_size for p in source.iterdir())
 
 
+def test_a_plain_tensor_beside_coded_ones_has_a_quantizer_of_null(quant, tmp_path):
+    w = torch.randn(3, 4)
+    tensors = [LowbitTensor.quantised("a", w, quantizer="nf", bits=2), LowbitTensor.plain("b", w)]
+    write_lowbit(tmp_path / "x.lowbit", Lowbit(header={}, tensors=tensors))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads(quant("inspect", tmp_path / "x.lowbit", "--json"), parse_constant=refuse)
+    assert [t["quantizer"] for t in found["tensors"]] == ["nf", None]
+
+
 def test_wrong_input_is_one_line_and_exit_code_2(command, tmp_path):
     (tmp_path / "x.lowbit").write_bytes(b"PK\3\4" + bytes(40))
     (tmp_path / "x.bin").write_bytes(b"")
@@ -127,6 +139,13 @@ def test_wrong_input_is_one_line_and_exit_code_2(command, tmp_path):
         assert done.stderr.count("\n") == 1
         assert not done.stdout
     assert not (tmp_path / "y").exists()
+
+
+def test_safetensors_into_a_folder_are_refused_by_the_folders_name(command, tmp_path):
+    write_lowbit(tmp_path / "x.lowbit", Lowbit(header={}, tensors=[LowbitTensor.plain("a", torch.ones(2))]))
+    done = command("quant.__main__", "export", tmp_path / "x.lowbit", "--to", "safetensors", "-o", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path}: expected a file to write, found a folder\n"
 
 
 def test_what_a_header_has_no_place_for_is_said_with_its_file(command, released, tmp_path):
