@@ -22,7 +22,7 @@ _COARSE = np.geomspace(1 / 2048, 4, 300)  # steps of 3 %
 
 @dataclass(frozen=True, kw_only=True)
 class LeastSquares(Affine):
-    """The scale of each group has the least squared error, about its mean where there is a location."""
+    """The scale of each group has the least squared error (see ``best_scale``), about its mean where there is one."""
 
     def measure(self, x: Tensor) -> Tensor:
         """The mean (where there is a location) and the best scale."""
