@@ -39,13 +39,7 @@ def decode(data: bytes) -> Any:
 
 
 def count_items(data: bytes, most: int) -> int:
-    """How many items the bytes hold, those within others too, or ``most + 1`` of more; allocates nothing.
-
-    Raises
-    ------
-    QuantError
-        If the bytes end within an item.
-    """
+    """How many items the bytes hold, those within others too, or ``most + 1`` of more; allocates nothing."""
     count = at = 0
     while at < len(data) and count <= most:
         major, _, argument, at = _read_head(data, at)
