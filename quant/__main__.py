@@ -113,7 +113,13 @@ def bring_in(options: Import) -> None:
 
 
 def bring_out(options: Export) -> None:
-    """Export."""
+    """Export.
+
+    Raises
+    ------
+    QuantError
+        If safetensors should be written where a folder is.
+    """
     from quant.errors import QuantError
     from quant.lowbit import read_lowbit
     from quant.peft import write_peft, write_safetensors
