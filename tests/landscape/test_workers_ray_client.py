@@ -1,0 +1,74 @@
+"""A cluster that is reached by ray://HOST:PORT, and one that is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from landscape_nets import Mlp, data, seeded
+
+from landscape import LandscapeError, Objective, Space, draw, grid, line
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIENT = """
+import socket
+from ray.cluster_utils import Cluster
+import torch
+torch.set_num_threads(1)
+from landscape_nets import Mlp, data, seeded
+from landscape import Objective, Space, grid, orthogonal_pair, plane
+
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+head = {"num_cpus": 2, "include_dashboard": False, "ray_client_server_port": port}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+try:
+    model = seeded(Mlp)
+    objective, space = Objective(model, *data(Mlp)), Space(model, ["up.weight"])
+    pair, axis = orthogonal_pair(space, (0, 1)), grid(1.0, 3)
+    found = plane(objective, space, *pair, axis, axis, workers=f"ray://127.0.0.1:{port}")
+    assert repr(found.rows) == repr(plane(objective, space, *pair, axis, axis).rows)
+finally:
+    cluster.shutdown()
+print("identical")
+"""
+
+
+@pytest.mark.parametrize("error", [ValueError("bad\naddress"), ConnectionError("bad\ntimeout"), RuntimeError("bad")])
+def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch, error):
+    ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+
+    def refuse(**settings):
+        raise error
+
+    monkeypatch.setattr(ray, "init", refuse)
+    model = seeded(Mlp)
+    objective, space = Objective(model, *data(Mlp)), Space(model, ["up.weight"])
+    with pytest.raises(LandscapeError, match="no connection to workers 'ray://nowhere:1': bad") as refused:
+        line(objective, space, draw(space, 0), grid(1.0, 5), workers="ray://nowhere:1")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_a_client_of_a_cluster_measures_what_a_serial_run_measures():
+    pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+    pytest.importorskip("grpc", reason="ray is installed without its client")
+    # In a process of its own: a cluster on loopback needs sockets, which are closed in tests.
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.stdout.strip().endswith("identical"), done.stderr[-2000:]
