@@ -111,7 +111,8 @@ def stored(name: str, bits: int) -> LowbitTensor:
 
 
 def some_bits(name: str) -> list[int]:
-    return [bits for bits in (1, 2, 4) if bits in widths(name)]
+    most = 4 if name.startswith("gaussian") else 8  # their rounds converge slowly
+    return [bits for bits in (1, 2, 4, 8) if bits in widths(name) and bits <= most]
 
 
 CASES = [(name, bits) for name in names() for bits in some_bits(name)]
