@@ -73,7 +73,7 @@ def card(
     about = {**options.settings(), **settings_of(move), "checkpoint": checkpoint.identity}
     parts /= key_of(about)
     tables: dict[str, list[pd.DataFrame]] = {}
-    for kind in checkpoint.spaces(move.weights):
+    for kind in move.kinds(checkpoint):
         moving = checkpoint.space(kind, **{**move.of_space(), "batch_norm": "freeze"})
         objective = checkpoint.objectives(moving.model, ("train",), options)["train"]
         for name in chosen:

@@ -119,7 +119,7 @@ class Analysis(Generic[Spec]):
 
         opened, out = self.opens(paths, options)
         if options.rise_se is not None:
-            options = with_samples(opened, options, getattr(spec, "extent", 1.0))
+            options = with_samples(opened, options, spec)
         total = sum(self.steps(c, spec) for c in opened)
         said = f"{len(opened)} checkpoint(s), {self.assumed(_there(opened, options), spec)}: {total} {self.unit}"
         announce(options.quiet, said, *_fewer(opened, options))

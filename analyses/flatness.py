@@ -142,7 +142,7 @@ ANALYSIS = Analysis(
     compute=compute,
     derive=derive,
     shown=("verdicts", "measures", "summary"),
-    steps=lambda checkpoint, spec: len(checkpoint.spaces(spec.weights)) * spec.directions * spec.points,
+    steps=lambda checkpoint, spec: len(spec.kinds(checkpoint)) * spec.directions * spec.points,
     assumed=lambda options, spec: (
         f"{spec.directions} directions x {spec.points} points in each space, {options.samples} images of each split, "
         f"head {'moves' if spec.head else 'still'}"

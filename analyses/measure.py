@@ -48,7 +48,7 @@ def lines(
     frames, facts, spent = [], {}, []
     moved = {field.name: getattr(move, field.name) for field in fields(Move)}
     about = {**options.settings(), **moved, "splits": list(splits), "checkpoint": checkpoint.identity}
-    for space in checkpoint.spaces(move.weights):
+    for space in move.kinds(checkpoint):
         moving = checkpoint.space(space, **move.of_space())
         objectives = checkpoint.objectives(moving.model, splits, options)
         stores = [parts / key_of({**about, "space": space, "direction": i}) for i in range(directions)]

@@ -86,7 +86,7 @@ ANALYSIS = Analysis(
     compute=compute,
     derive=lambda tables: {"summary": summarise(tables["points"])},
     shown=("summary",),
-    steps=lambda checkpoint, spec: len(checkpoint.spaces(spec.weights)) * spec.draws * len(spec.levels),
+    steps=lambda checkpoint, spec: len(spec.kinds(checkpoint)) * spec.draws * len(spec.levels),
     assumed=lambda options, spec: (
         f"{spec.draws} draws x {len(spec.levels)} levels in each space, {options.samples} test images"
     ),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from analyses.bounds import at_least, positive
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from analyses.checkpoint import Checkpoint
 
 Gauge = Literal["as-trained", "balanced"]
 Weights = Literal["values", "requantised"]
@@ -104,6 +106,12 @@ class Move:
     """Running statistics at moved weights: those of training, taken anew on the first split's images, or moved too."""
     precision: Literal["auto", "float32"] = later("auto")
     """auto: the device's reduced precision where a probe finds its error below a quarter of the paired one's."""
+    dimensions: ClassVar[int] = 1
+    """Of what is measured in each space: lines, or planes."""
+
+    def kinds(self, checkpoint: Checkpoint) -> list[str]:
+        """The spaces that are measured."""
+        return list(checkpoint.spaces(self.weights))
 
     def of_space(self) -> dict[str, Any]:
         """Arguments of :meth:`analyses.checkpoint.Checkpoint.space`."""

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -44,6 +44,12 @@ class Plane(Move):
     """Evaluate only as many points as this error asks for, such as 0.005 of the range drawn (99th percentile)."""
     shard: str | None = later(None)
     """Measure only the first of four shares, 1/4, for several machines; the command without it joins what is there."""
+
+    dimensions: ClassVar[int] = 2
+
+    def kinds(self, checkpoint: Checkpoint) -> list[str]:
+        """The one space that is drawn."""
+        return [checkpoint.spaces()[0] if self.space == "own" else self.space]
 
     def __post_init__(self) -> None:
         """Refuse a plane without a centre, and an error or a share that is none.
@@ -114,7 +120,7 @@ def _plane(checkpoint: Checkpoint, options: Options, spec: Plane) -> tuple[str, 
     from landscape.surface import grid
 
     context()  # workers, if any, fork from a server that has imported timm
-    kind = checkpoint.spaces()[0] if spec.space == "own" else spec.space
+    [kind] = spec.kinds(checkpoint)
     space = checkpoint.space(kind, **spec.of_space())
     axis = grid(spec.extent, spec.points)
     objectives = checkpoint.objectives(space.model, ("train", "test"), options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from dataclasses import replace
@@ -13,8 +14,9 @@ import pytest
 from analyses.checkpoint import open_checkpoint
 from analyses.errors import AnalysisError
 from analyses.options import Options
+from analyses.pilot import with_samples
 from analyses.surface import ANALYSIS, Plane, measure_shard
-from landscape import LandscapeError, workers
+from landscape import LandscapeError, orthogonal_pair, workers
 from landscape.probe import Probe
 from train.loop import fit
 from train.recipe import Recipe
@@ -56,6 +58,28 @@ def test_rule_27_shards_join_to_the_serial_table_bit_for_bit(fresh, serial):
     table = ANALYSIS.measure(checkpoint, OPTIONS, PLANE)["points"]
     assert table.to_csv() == serial.to_csv()
     assert not parts.exists()
+
+
+def test_rule_14_the_pilot_looks_where_the_command_measures(fresh, capsys):
+    """In the plane's own space alone, at its corners; what no number of images reaches is said."""
+    checkpoint = open_checkpoint(fresh, OPTIONS)
+    rise_se = 0.02
+    asked = {}
+    for space in ("factors", "full"):
+        plane = replace(PLANE, space=space)
+        asked[space] = with_samples([checkpoint], replace(OPTIONS, rise_se=rise_se), plane).samples
+        moving = checkpoint.space(space)
+        few = checkpoint.objectives(moving.model, ("train",), replace(OPTIONS, samples=64))["train"]
+        pair = orthogonal_pair(moving, (0, 1))
+        with moving:
+            centre, spreads = few.evaluate(), []
+            for signs in itertools.product((-1.0, 1.0), repeat=2):
+                moving.move(pair, signs)
+                spreads.append((few.evaluate().loss - centre.loss).std(ddof=1))
+        wanted = int(np.ceil((max(spreads) / rise_se) ** 2))
+        assert asked[space] == max(64, min(wanted, 32))
+    with_samples([checkpoint], replace(OPTIONS, rise_se=1e-6, quiet=False), PLANE)
+    assert re.search(r"would take [\d,]+ images, there are 32: it is missed", capsys.readouterr().err)
 
 
 def test_rule_27_a_finished_table_deletes_no_part_of_another(fresh, serial):
