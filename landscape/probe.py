@@ -135,6 +135,7 @@ class Probe:
             for name, d in direction.tensors.items():
                 steps.update(name.encode() + _bytes(d))
         fixed = {key: value for key, value in self._facts().items() if key != "objectives"}
+        fixed["precision"] = self.precision.precision  # not the figures it was chosen by, which differ by the extent
         data = {
             split: {"fingerprint": o.fingerprint, "samples": o.n, "batch_size": o.batch_size}
             for split, o in self.objectives.items()

@@ -98,3 +98,18 @@ def test_a_line_in_a_chosen_precision_says_so():
     facts = curve.provenance["precision"]
     assert facts["precision"] in ("float32", "bfloat16")
     assert set(facts) == {"precision", "tried", "largest_change_nats", "allowed_nats"}
+
+
+def test_rule_27_parts_of_one_precision_join_whatever_figures_it_was_chosen_by(tmp_path, monkeypatch):
+    """Those differ by the extent of the probe, and by a bit from machine to machine."""
+    monkeypatch.setattr("landscape.precision.fastest", lambda device: "bfloat16")
+    monkeypatch.setattr("landscape.precision.ALLOWED", math.inf)
+    objective, space = setting()
+    direction = draw(space, 0)
+    wide = line(objective, space, direction, [-1.0, 0.0, 1.0], precision="auto", store=tmp_path)
+    narrow = line(objective, space, direction, [-0.5, 0.0, 0.5], precision="auto", store=tmp_path)
+    figures = [curve.provenance["precision"]["largest_change_nats"] for curve in (wide, narrow)]
+    assert wide.provenance["precision"]["precision"] == "bfloat16"
+    assert figures[0] != figures[1]
+    with pytest.raises(LandscapeError, match="another precision"):
+        line(objective, space, direction, [-1.0, 0.0, 1.0], precision="float32", store=tmp_path)
