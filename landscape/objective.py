@@ -167,13 +167,17 @@ class Objective:
             )
 
     def _forward(self) -> Evaluation:
-        outputs, losses = [], []
+        losses = []
+        outputs: Tensor | None = None
         for rows in self.batches():
             logits = self.logits(rows).detach()
-            outputs.append(logits)
+            if outputs is None:  # filled batch by batch: joined at the end, they would be there twice
+                outputs = logits.new_empty(self.n, *logits.shape[1:])
+            outputs[rows] = logits
             if self.loss is not None:
                 losses.append(self._per_sample(logits, self.targets[rows].to(logits.device)))
-        return self._evaluation(torch.cat(outputs), torch.cat(losses) if losses else None)
+        assert outputs is not None
+        return self._evaluation(outputs, torch.cat(losses) if losses else None)
 
     def batches(self, rows: slice | None = None, most: int | None = None) -> list[slice]:
         """Rows of each batch of all the data, or of some rows, at most ``most``, in order; the last may be shorter."""

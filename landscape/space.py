@@ -30,6 +30,7 @@ Role = Literal["matrix", "token", "vector"]
 BatchNorm = Literal["freeze", "recalibrate", "perturb"]
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROWS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd)
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 _TOKEN = re.compile(r"token|prompt|pos_emb|position|class_emb|cls_emb|dist_emb")
 
 
@@ -282,11 +283,16 @@ def _memory(p: Tensor) -> tuple[object, ...]:
 
 
 def _role(model: nn.Module, name: str, p: Tensor) -> Role:
-    """Rows of a matrix or filters, tokens, or a vector (bias, gain, scale), from the owner, the name and the shape."""
+    """Rows of a matrix or filters, tokens, or a vector (bias, gain, scale), from the owner, the name and the shape.
+
+    Filters are counted along the first axis: by its input channels in a transposed convolution.
+    """
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     if isinstance(owner, _ROWS) and p.ndim >= 2:
         return "matrix"
+    if isinstance(owner, _NORMS):
+        return "vector"  # a layer norm over several axes has gains of as many
     if p.ndim >= 1 and _TOKEN.search(leaf):
         return "token"
     if p.ndim <= 1 or (p.ndim >= 3 and p.numel() == max(p.shape)):

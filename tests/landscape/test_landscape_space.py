@@ -151,10 +151,12 @@ def test_one_singleton_row_of_a_plain_module_and_tokens_without_a_batch_axis():
             self.factor = nn.Parameter(torch.ones(6, 1))
             self.conv = nn.Conv1d(6, 1, 3)
             self.latents = nn.Parameter(torch.ones(1, 4, 6))
+            self.norm = nn.LayerNorm((7, 4))
 
-    roles = Space(Odd(), ["class_embedding", "prompts", "factor", "conv.weight", "latents"]).roles
-    assert roles == {
+    names = ["class_embedding", "prompts", "factor", "conv.weight", "latents", "norm.weight", "norm.bias"]
+    assert Space(Odd(), names).roles == {
         "class_embedding": "token", "prompts": "token", "factor": "matrix", "conv.weight": "matrix", "latents": "token",
+        "norm.weight": "vector", "norm.bias": "vector",
     }  # fmt: skip
 
 
