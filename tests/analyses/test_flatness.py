@@ -149,7 +149,7 @@ def test_the_command_reports_one_run_and_compares_two(command, done, tmp_path):
         (["analyses.flatness"], "expected at least one checkpoint"),
         (["analyses.noise", "README.md"], "a checkpoint is a run folder"),
         (["analyses.noise", "{full}", "--device", "gpu7"], "unknown device"),
-        (["analyses.surface", "{full}", "--points", "4"], "odd number of points"),
+        (["analyses.surface", "{full}", "--points", "4"], "--points to be odd"),
         (["analyses.noise", "{weights}"], "--backbone and --task"),
     ],
 )
