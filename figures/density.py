@@ -16,6 +16,8 @@ TABLES = {"flatness": ("density",)}
 COLUMNS = ("eigenvalue_nats", "density", "low", "high")
 # Share of the highest point below which nothing is drawn: the tails of the kernel go on to 0.
 FLOOR = 1e-7
+# The same where an outermost eigenvalue is lower still: one of a thousand million.
+LOWEST = 1e-10
 
 
 @styled
@@ -49,9 +51,22 @@ def plot(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def floor(frame: pd.DataFrame) -> float:
+    """The lowest density that is drawn: the outermost eigenvalue of every line, one of millions, stands out above it."""
+    keys = [key for key in ("label", "run") if key in frame]
+    tops = []
+    for _, part in frame.groupby(keys, sort=False):
+        d = part.sort_values("eigenvalue_nats")["density"].to_numpy()
+        peaks = d[1:-1][(d[1:-1] > d[:-2]) & (d[1:-1] > d[2:])]
+        tops += [float(peaks[-1]) / 3] if len(peaks) else []
+    top = float(frame["density"].max())
+    return max(min([FLOOR * top, *tops]), LOWEST * top)
+
+
 def curves(ax: Axes, frame: pd.DataFrame) -> None:
     """A line with its band for each label and run."""
     top = float(frame["density"].max())
+    bottom = floor(frame)
     for label, look in looks(frame).items():
         rows = frame[frame["label"] == label]
         style: dict[str, Any] = {key: look[key] for key in ("color", "ls")}
@@ -59,8 +74,8 @@ def curves(ax: Axes, frame: pd.DataFrame) -> None:
         for place, part in enumerate(parts):
             x = part["eigenvalue_nats"]
             ax.plot(x, part["density"], label=label if place == 0 else None, **style)
-            ax.fill_between(x, part["low"].clip(lower=FLOOR * top), part["high"], color=look["color"], alpha=0.16, lw=0)
+            ax.fill_between(x, part["low"].clip(lower=bottom), part["high"], color=look["color"], alpha=0.16, lw=0)
     ax.set_yscale("log")
     if top > 0:
-        ax.set_ylim(FLOOR * top, 3 * top)
+        ax.set_ylim(bottom, 3 * top)
     ax.set(xlabel="eigenvalue (nats)", ylabel="density of eigenvalues (1/nats)")

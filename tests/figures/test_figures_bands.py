@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from figures.bands import band, head_still, ordered, over_text, own_space, require
+from figures.density import floor
 from figures.precision import changes
 from figures.surfaces import levels, panels, span
 from figures.tables import TableError
@@ -117,3 +118,11 @@ def test_a_surface_is_put_back_on_its_grid_in_any_order():
     missing = np.isnan(z)
     assert missing.sum() == 1
     np.testing.assert_array_equal(z[~missing], (10 * x + y)[~missing])
+
+
+def test_one_eigenvalue_of_many_millions_is_not_below_the_axis():
+    x = np.linspace(-10, 60, 701)
+    one = 1e-9 * np.exp(-((x - 50) ** 2) / 2)
+    frame = pd.DataFrame({"label": "a", "eigenvalue_nats": x, "density": np.exp(-(x**2) / 2) + one})
+    assert floor(frame) < 1e-9 < 1e-7
+    assert floor(frame.assign(density=np.exp(-(x**2) / 2))) == 1e-7
