@@ -52,7 +52,7 @@ def plot(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def floor(frame: pd.DataFrame) -> float:
-    """The lowest density that is drawn: the outermost eigenvalue of every line, one of millions, stands out above it."""
+    """The lowest density that is drawn: the outermost eigenvalue of a line, one of millions, stands out above it."""
     keys = [key for key in ("label", "run") if key in frame]
     tops = []
     for _, part in frame.groupby(keys, sort=False):
