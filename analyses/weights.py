@@ -219,17 +219,17 @@ def _of_lowbit(path: Path, lowbit: Lowbit, kind: str, files: list[Path]) -> Held
     header = lowbit.header
     codes = {t.name: t.codes for t in own if t.codes is not None}
     two = " (1 bit: two values a matrix, so units and spectra speak, fits of laws do not)"
-    few = min((t.bits for t in own if t.codes is not None), default=32)
+    bits = [t.bits for t in own if t.codes is not None] or [32]
     return Held(
         path=path,
         label=path.stem,
-        kind=f"{kind}, values at codes{two if few == 1 else ''}" if codes else kind,
+        kind=f"{kind}, values at codes{two if min(bits) == 1 else ''}" if codes else kind,
         tensors={t.name: t.dense() for t in own},
         codes=codes,
         identity=_hash(files, None),
         method=str(header.get("method", "lora" if "peft" in header else "")),
         dim=dim if isinstance(dim := header.get("dim"), int) else 0,  # a header may say anything
-        bits=few,
+        bits=max(bits),  # as the header says it
         task_name=str(header.get("task", "")),
     )
 

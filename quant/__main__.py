@@ -28,7 +28,7 @@ class Import:
     kind: Annotated[Literal["petl", "peft"] | None, tyro.conf.arg(name="from")] = None
     """What the source is; seen from it if left out."""
     bits: int = 32
-    """Of a peft folder's matrices: 1 to 8, or 32 to keep them as they are. A .bin keeps its own."""
+    """Of a peft folder's low-rank factors: 1 to 8, or 32 to keep them as they are. A .bin keeps its own."""
     quantizer: str = "gaussian_l1"
     """What quantises them, with its scope: nf, uniform_mse/row, gaussian_l1/f16 and others."""
     dense: bool = False
