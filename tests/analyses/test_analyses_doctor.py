@@ -100,4 +100,8 @@ def test_a_killed_card_goes_on_with_the_measure_it_was_at(checkpoint, tmp_path, 
 
 
 def card_of(checkpoint, parts):
-    return card(checkpoint, OPTIONS, ["average", "sam"], Lines(), parts)["measures"]
+    tables, spent = card(checkpoint, OPTIONS, ["average", "sam"], Lines(), parts)
+    assert [*parts.glob("*/*/sam")], "kept until the tables are written"
+    spent()
+    assert not [*parts.glob("*")]
+    return tables["measures"]
