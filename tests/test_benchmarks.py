@@ -7,6 +7,7 @@ import csv
 import io
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -53,6 +54,7 @@ def test_tools_are_asked_for_products_with_the_vector_that_the_truth_is_of():
     assert not torch.equal(vectors_of(0, 1, 322)[0], vectors_of(0, 3, 322)[0])
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_quantisers_runs(command, tmp_path):
     done = command("benchmarks.quant", "--quick", "--out", tmp_path)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))

@@ -25,6 +25,7 @@ line(objective, space, draw(space, 0), grid(1.0, 5), workers="2")
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_of_it_at_its_first_start(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(UNGUARDED)
