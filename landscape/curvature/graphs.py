@@ -18,6 +18,8 @@ from landscape.objective import Objective
 G = TypeVar("G")
 # Rows a graph on a processor: its intermediate results then stay near the caches (64 is 7 % faster than 256 there).
 PROCESSOR_ROWS = 64
+# Of the memory for graphs, what one may take: a product holds about two times as much again beside it while it runs.
+SHARE = 1 / 4
 
 
 class Graphs(Generic[G]):
@@ -30,8 +32,8 @@ class Graphs(Generic[G]):
     build
         Makes a graph; what it returns holds all that keeps the graph alive.
     batch_size
-        Rows a graph; None takes the objective's, at most 64 on a processor, and fewer where one would take 4 GiB there
-        or half of what is free on another device.
+        Rows a graph; None takes the objective's, at most 64 on a processor, and fewer where one would take 1 GiB there
+        or an eighth of what is free on another device.
     keep_bytes
         Memory for kept graphs; None takes 4 GiB on a processor, half of what is free on another device; 0 keeps none.
 
@@ -68,7 +70,7 @@ class Graphs(Generic[G]):
         if self._size is None:
             self._size = GraphSize.measured(self._made, self.objective)
             if not self._given:
-                self.batch_size = self._size.rows(self.batch_size, budget(self.objective.device))
+                self.batch_size = self._size.rows(self.batch_size, SHARE * budget(self.objective.device))
         n, size = self.objective.n, self.batch_size
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))

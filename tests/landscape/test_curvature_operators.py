@@ -388,3 +388,21 @@ def test_what_is_not_finite_stays_so():
     for kind in (Hessian, GaussNewton):
         with kind(Objective(model, x, y), Space(model, moving(model))) as operator:
             assert operator.product(torch.ones(operator.size)).isnan().any()
+
+
+def test_a_graph_takes_a_quarter_of_the_memory_for_all(monkeypatch):
+    """The rest is for those that are kept, and for what a product holds beside its graph."""
+    model, x, y = case("mlp")
+    space = Space(model, [name for name, _ in model.named_parameters()])
+    operator = Hessian(Objective(model, x, y, batch_size=len(y)), space)
+    with operator:
+        operator.product(torch.ones(operator.size, dtype=operator.dtype))
+        whole = operator.graphs._size.of(len(y))
+    monkeypatch.setattr("landscape.memory.PROCESSOR_BYTES", 2.5 * whole)
+    few = Hessian(operator.objective, operator.space)
+    with few:
+        found = few.product(torch.ones(operator.size, dtype=operator.dtype))
+        size, rows = few.graphs._size, few.graphs.batch_size
+        assert size.of(rows) <= 2.5 * whole / 4 < size.of(rows + 1)
+    with operator:
+        torch.testing.assert_close(found, operator.product(torch.ones_like(found)), rtol=1e-4, atol=1e-6)
