@@ -71,4 +71,6 @@ def test_a_client_of_a_cluster_measures_what_a_serial_run_measures():
         text=True,
         timeout=240,
     )
+    if "timed out during startup" in done.stderr:
+        pytest.skip("ray gives its own head 30 seconds to start: the machine is too busy")
     assert done.stdout.strip().endswith("identical"), done.stderr[-2000:]
