@@ -67,11 +67,11 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Budget, on_step: OnS
     options_of = candidates(space, objective, spec.quantizer, spec.bits, on_step)
     files, chosen = [], {}
     for how, found in (("allocated", _shared_out), ("uniform", _uniform)):
-        low, chosen[how] = _fitting(checkpoint, options, spec, options_of, found)
+        low, size, chosen[how] = _fitting(checkpoint, options, spec, options_of, found)
         data = to_bytes(low)
         path = _folder(checkpoint) / _name(how, data)
         write_bytes(path, data)
-        files.append({"how": how, "adapter_bytes": _size(low), **measured(checkpoint, path, options)})
+        files.append({"how": how, "adapter_bytes": size, **measured(checkpoint, path, options)})
     allocation = [
         {
             "tensors": " ".join(names),
@@ -97,8 +97,8 @@ def _fitting(
     spec: Budget,
     found: Candidates,
     choose: Callable[[Candidates, int], Chosen],
-) -> tuple[Lowbit, Chosen]:
-    """The file of least predicted damage that fits, of those that ``choose`` makes of some room; its choices.
+) -> tuple[Lowbit, int, Chosen]:
+    """The file of least predicted damage that fits, of those that ``choose`` makes of some room; its bytes and choices.
 
     ``choose`` counts dense bytes and knows nothing of what surrounds the tensors. So the room is sought, between what
     fitted and what did not, at which the file as it is written takes up the budget.
@@ -140,7 +140,7 @@ def _fitting(
             low, room = room, room + max(1, left * dense // sizes[key])
         else:
             high, room = dense, dense + left
-    return file, best
+    return file, sizes[tuple(best.items())], best
 
 
 def _shared_out(found: Candidates, room: int) -> Chosen:

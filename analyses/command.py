@@ -121,8 +121,9 @@ class Analysis(Generic[Spec]):
         if options.rise_se is not None:
             options = with_samples(opened, options, spec)
         total = sum(self.steps(c, spec) for c in opened)
-        said = f"{len(opened)} checkpoint(s), {self.assumed(_there(opened, options), spec)}: {total} {self.unit}"
-        announce(options.quiet, said, *_fewer(opened, options))
+        images = _images(opened)
+        said = f"{len(opened)} checkpoint(s), {self.assumed(_there(images, options), spec)}: {total} {self.unit}"
+        announce(options.quiet, said, *_fewer(images, options))
         with threads(options.threads_each()), progress(total, self.unit, options.quiet) as bar:
             tables = self.report(opened, options, spec, out, lambda *_: bar.update())
             bar.update(total - bar.n)  # what was found finished
@@ -131,24 +132,27 @@ class Analysis(Generic[Spec]):
         return tables
 
 
-def _images(checkpoints: Sequence[Checkpoint]) -> dict[str, dict[str, int]]:
+Images = dict[str, dict[str, int]]
+
+
+def _images(checkpoints: Sequence[Checkpoint]) -> Images:
     """How many images the splits of each task have."""
     tasks = {c.task.name: c.task for c in checkpoints if hasattr(c, "task")}
     return {name: {s: len(task.labels(s)) for s in ("train", "test")} for name, task in tasks.items()}
 
 
-def _there(checkpoints: Sequence[Checkpoint], options: Options) -> Options:
+def _there(images: Images, options: Options) -> Options:
     """The options with no more samples than the largest split has, for what is said of them."""
-    most = max((n for splits in _images(checkpoints).values() for n in splits.values()), default=options.samples)
+    most = max((n for splits in images.values() for n in splits.values()), default=options.samples)
     return replace(options, samples=min(options.samples, most))
 
 
-def _fewer(checkpoints: Sequence[Checkpoint], options: Options) -> list[str]:
+def _fewer(images: Images, options: Options) -> list[str]:
     """A line for each task that has a split with fewer images than were asked for."""
     return [
         f"{name} has {splits['train']} training and {splits['test']} test images: {options.samples} of a split were "
         "asked for, all are taken where it has fewer"
-        for name, splits in _images(checkpoints).items()
+        for name, splits in images.items()
         if min(splits.values()) < options.samples
     ]
 

@@ -44,10 +44,10 @@ def with_samples(checkpoints: Sequence[Checkpoint], options: Options, spec: Data
         for kind in move.kinds(checkpoint):
             space = checkpoint.space(kind, **move.of_space())
             objective = checkpoint.objectives(space.model, ("train",), few)["train"]
-            pair = orthogonal_pair(space, (options.seed, options.seed + 1)) if move.dimensions > 1 else None
-            found = samples_for(
-                objective, space, pair or [draw(space, options.seed)], extent=extent, se=options.rise_se
-            )
+            plane = move.dimensions > 1
+            seeds = (options.seed, options.seed + 1)
+            directions = orthogonal_pair(space, seeds) if plane else [draw(space, options.seed)]
+            found = samples_for(objective, space, directions, extent=extent, se=options.rise_se)
             if found.status == "diverged":
                 raise AnalysisError(
                     f"{checkpoint.path}: the loss at alpha {extent:g} is inf or NaN in space {kind!r}; no number of "

@@ -96,8 +96,9 @@ class Store:
 
 def clear(folder: Path, points: Collection[Point]) -> None:
     """Delete the parts whose points are all among these, once the table that holds them is written."""
+    known = set(points)
     for path in folder.glob("*.json"):
-        if {tuple(point) for point, _ in json.loads(path.read_text())["points"]} <= set(points):
+        if {tuple(point) for point, _ in json.loads(path.read_text())["points"]} <= known:
             path.unlink()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -19,6 +19,7 @@ from landscape.errors import LandscapeError
 Floats = NDArray[np.float64]
 # Entries that an inner product sums in the vectors' dtype before it goes on in float64.
 _CHUNK = 1 << 18
+# Bytes for a basis where the caller names none.
 MEMORY = 2 << 30
 # Roundings below which a rest is noise, and the space invariant.
 _NOISE = 100

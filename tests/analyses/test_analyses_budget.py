@@ -148,7 +148,7 @@ def test_what_coding_saves_is_given_to_the_matrices(checkpoint, setting, monkeyp
     for choose in (budget._shared_out, budget._uniform):
         for size in range(120, 500, 20):
             encoded.clear()
-            file, chosen = budget._fitting(checkpoint, OPTIONS, Budget(bytes=size), found, choose)
+            file, _, chosen = budget._fitting(checkpoint, OPTIONS, Budget(bytes=size), found, choose)
             assert len(encoded) <= budget.MOST_ENCODED
             assert half(file) == 20 + budget._dense(found, chosen) // 2 <= size
             most = choose(found, 2 * (size - 20) + 1)
@@ -159,7 +159,7 @@ def test_a_file_of_several_bits_says_the_most(checkpoint, setting):
     found = candidates(*setting, "gaussian_l1/f16", (1, 2, 4))
     mixed = 0
     for size in range(300, 500, 50):
-        file, chosen = budget._fitting(checkpoint, OPTIONS, Budget(bytes=size), found, budget._shared_out)
+        file, _, chosen = budget._fitting(checkpoint, OPTIONS, Budget(bytes=size), found, budget._shared_out)
         bits = {bits for _, bits in chosen.values()}
         mixed += len(bits) > 1
         assert file.header["bits"] == max(bits)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from analyses.command import _fewer, _there
+from analyses.command import _fewer, _images, _there
 from analyses.options import Options
 
 WRONG = [
@@ -55,9 +55,9 @@ def test_workers_that_there_are_none_of_are_one_line(command, tmp_path, workers)
 def test_more_samples_than_there_are_is_said_with_the_true_number():
     sizes = {"train": 800, "test": 200}
     checkpoint = SimpleNamespace(task=SimpleNamespace(name="digits", labels=lambda split: [0] * sizes[split]))
-    assert _there([checkpoint], Options(samples=99999)).samples == 800
-    (line,) = _fewer([checkpoint], Options(samples=99999))
+    assert _there(_images([checkpoint]), Options(samples=99999)).samples == 800
+    (line,) = _fewer(_images([checkpoint]), Options(samples=99999))
     assert line.startswith("digits has 800 training and 200 test images: 99999 of a split")
-    assert _there([checkpoint], Options(samples=200)).samples == 200
-    assert _fewer([checkpoint], Options(samples=200)) == []
-    assert _fewer([SimpleNamespace()], Options(samples=99999)) == []
+    assert _there(_images([checkpoint]), Options(samples=200)).samples == 200
+    assert _fewer(_images([checkpoint]), Options(samples=200)) == []
+    assert _fewer(_images([SimpleNamespace()]), Options(samples=99999)) == []

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from landscape_nets import ConvNet, Mlp, TinyVit, data, seeded
+from ray_process import ran
 from torch import nn
 
 from landscape import LandscapeError, Objective, Space, draw, grid, line, orthogonal_pair, plane
@@ -304,19 +305,5 @@ print("identical")
 @pytest.mark.slow
 def test_a_ray_cluster_that_loses_a_node_measures_what_a_serial_run_measures():
     pytest.importorskip("ray", reason="the extra `cluster` is not installed")
-    # In a process of its own: a cluster on loopback needs sockets, which are closed in tests.
-    root, text = Path(__file__).resolve().parents[2], CLUSTER.format(tests=str(Path(__file__).parent))
-    done = subprocess.run(
-        [sys.executable, "-c", text],
-        cwd=root,
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{root}{os.pathsep}{Path(__file__).parent}",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = ran(CLUSTER.format(tests=str(Path(__file__).parent)))
     assert done.stdout.strip().endswith("identical"), done.stderr[-2000:]

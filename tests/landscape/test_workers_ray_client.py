@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from landscape_nets import Mlp, data, seeded
+from ray_process import ran
 
 from landscape import LandscapeError, Objective, Space, draw, grid, line
 
-ROOT = Path(__file__).resolve().parents[2]
 CLIENT = """
 import socket
 from ray.cluster_utils import Cluster
@@ -57,20 +52,7 @@ def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch, error):
 def test_a_client_of_a_cluster_measures_what_a_serial_run_measures():
     pytest.importorskip("ray", reason="the extra `cluster` is not installed")
     pytest.importorskip("grpc", reason="ray is installed without its client")
-    # In a process of its own: a cluster on loopback needs sockets, which are closed in tests.
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENT],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = ran(CLIENT)
     if "timed out during startup" in done.stderr:
         pytest.skip("ray gives its own head 30 seconds to start: the machine is too busy")
     assert done.stdout.strip().endswith("identical"), done.stderr[-2000:]
