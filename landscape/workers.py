@@ -203,10 +203,9 @@ def _ray(probe: Probe, address: str) -> Iterator[Compute]:
     ours = not ray.is_initialized()
     if ours:
         try:
-            ray.init(**_settings(address))
+            _connect(address)
         except (ValueError, ConnectionError, RuntimeError, ImportError) as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise LandscapeError(f"no connection to workers {address!r}: {reason}") from error
+            raise LandscapeError(f"no connection to workers {address!r}: {_reason(error)}") from error
     try:
         payload = _pickled(probe)
         key = hashlib.sha256(payload).hexdigest()
@@ -227,6 +226,26 @@ def _ray(probe: Probe, address: str) -> Iterator[Compute]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    # The head starts a process for each client by a fork that now and then dies at once: it is asked again.
+    import ray
+
+    for tries in range(RETRIES + 1):
+        try:
+            ray.init(**_settings(address))
+        except ConnectionAbortedError:
+            if tries == RETRIES:
+                raise
+        else:
+            return
+
+
+def _reason(error: Exception) -> str:
+    # One line: the first, and where that announces the head's traceback, its last.
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {others[-1].strip()}" if others and first.endswith(":") else first
 
 
 def _settings(address: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ def ran(program: str) -> subprocess.CompletedProcess[str]:
             "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
+            "GRPC_ENABLE_FORK_SUPPORT": "false",
         },
         capture_output=True,
         text=True,

@@ -48,6 +48,27 @@ def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch, error):
     assert "\n" not in str(refused.value)
 
 
+FROM_THE_HEAD = "Initialization failure from server:\nTraceback (most recent call last):\nRuntimeError: no process.\n\n"
+GAVE_UP = "no connection to workers 'ray://head:1': Initialization failure from server: RuntimeError: no process.$"
+
+
+@pytest.mark.parametrize(("refusals", "answer"), [(3, "let in"), (4, GAVE_UP)])
+def test_a_head_that_cannot_start_the_clients_process_is_asked_again(monkeypatch, refusals, answer):
+    ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+    asked = []
+
+    def init(**settings):
+        asked.append(settings["address"])
+        raise ConnectionAbortedError(FROM_THE_HEAD) if len(asked) <= refusals else ValueError("let in")
+
+    monkeypatch.setattr(ray, "init", init)
+    model = seeded(Mlp)
+    objective, space = Objective(model, *data(Mlp)), Space(model, ["up.weight"])
+    with pytest.raises(LandscapeError, match=answer):
+        line(objective, space, draw(space, 0), grid(1.0, 5), workers="ray://head:1")
+    assert asked == 4 * ["ray://head:1"]
+
+
 @pytest.mark.slow
 def test_a_client_of_a_cluster_measures_what_a_serial_run_measures():
     pytest.importorskip("ray", reason="the extra `cluster` is not installed")
