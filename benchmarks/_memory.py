@@ -52,8 +52,8 @@ def memory_rows(subjects: Subjects, settings: Settings) -> list[Row]:
             unit="copies",
             kind="ours",
             target=3.0,
-            note=f"all tensors alive between two points but the model's and the data, over {moving:.1f} MiB: the saved "
-            "weights and two directions",
+            note="all tensors alive between two points but the model's, the data and values by image (the centre's "
+            f"logits), over {moving:.1f} MiB: the saved weights and two directions",
         ),
     ]
 
@@ -122,13 +122,14 @@ def watched(job: dict[str, Any]) -> dict[str, Any]:
     space = Space(model, job["names"], kind="full")
     dx, dy = orthogonal_pair(space, (0, 1))
     moving = sum(c.numel() * c.element_size() for c in space.centre.values())
+    shapes = {c.shape for c in space.centre.values()}
     side = 2 * round(job["points"] ** 0.5 / 2) + 1
     warm, resident, copies = round(_WARM * side**2), [], []
 
     def on_point(done: int, of: int) -> None:
         resident.append(_resident())
         if done == warm:
-            copies.append(_alive(known))
+            copies.append(_alive(known, len(job["inputs"]), shapes))
 
     plane(objective, space, dx, dy, *(2 * [grid(1.0, side)]), on_point=on_point)
     after = resident[warm:]
@@ -152,11 +153,11 @@ def _page() -> int:
     return resource.getpagesize()
 
 
-def _alive(known: set[int]) -> int:
-    """Bytes of all tensors that Python holds, each storage once, but those that are known."""
+def _alive(known: set[int], images: int, shapes: set[torch.Size]) -> int:
+    """Bytes of all tensors that Python holds, each storage once, but the known and those of a row an image."""
     seen: dict[int, int] = {}
     for held in gc.get_objects():
-        if issubclass(type(held), torch.Tensor):
+        if issubclass(type(held), torch.Tensor) and (held.shape[:1] != (images,) or held.shape in shapes):
             storage = held.untyped_storage()
             seen[storage.data_ptr()] = storage.nbytes()
     return sum(size for pointer, size in seen.items() if pointer not in known)
