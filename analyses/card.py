@@ -1,8 +1,9 @@
-"""The card of measures of one checkpoint: every sharpness, the Hessian's ends, trace and density, and its blocks."""
+"""The card of measures of one checkpoint: every sharpness, curvature at both ends, on lines and in all, and blocks."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,22 @@ if TYPE_CHECKING:
     from landscape.objective import Objective
     from landscape.space import Space
 
-CURVATURE = {"eigenvalues": "hessian_eigenvalues", "trace": "hessian_trace", "density": "spectral_density"}
+CURVATURE = {
+    "eigenvalues": "hessian_eigenvalues",
+    "smallest": "hessian_smallest_eigenvalue",
+    "directional": "directional_curvature",
+    "trace": "hessian_trace",
+    "gauss_newton": "gauss_newton_trace",
+    "fisher": "fisher_empirical_trace",
+    "density": "spectral_density",
+}
 """By name on the command line, what the table calls them."""
 LARGEST = 5
 """Eigenvalues at the upper end."""
 
 
 def measures(text: str) -> list[str]:
-    """The measures of ``all``, or of names with commas between them: sharpness measures, eigenvalues, trace, density.
+    """The measures of ``all``, or of names with commas between them: those of sharpness, and of :data:`CURVATURE`.
 
     Raises
     ------
@@ -104,21 +113,37 @@ def _measured(objective: Objective, space: Space, name: str, seed: int) -> tuple
 
 
 def _curvature(objective: Objective, space: Space, name: str, seed: int) -> tuple[list[Estimate], Tables]:
-    from landscape.curvature import Hessian, hutch_pp, spectral_density, top_eigenvalues
+    from landscape.curvature import Hessian, spectral_density
     from landscape.errors import LandscapeError
     from landscape.estimate import Estimate
 
     try:
-        with Hessian(objective, space) as hessian:
-            if name == "eigenvalues":
-                return list(top_eigenvalues(hessian, LARGEST, seed=seed).estimates()), {}
-            if name == "trace":
-                return [hutch_pp(hessian, seed=seed)], {}
-            return [], {"density": spectral_density(hessian, seed=seed).to_frame()}
+        if name == "density":
+            return [], {"density": spectral_density(Hessian(objective, space), seed=seed).to_frame()}
+        return _estimates(objective, space, name, seed), {}
     except LandscapeError as error:  # such as weights quantised again: the other measures go on
         reason = {"reason": str(error)}
         failed = Estimate(measure=CURVATURE[name], value=float("nan"), unit="nats", status="failed", details=reason)
         return [failed], {}
+
+
+def _estimates(objective: Objective, space: Space, name: str, seed: int) -> list[Estimate]:
+    from landscape.curvature import Fisher, GaussNewton, Hessian, along, hutch_pp, top_eigenvalues
+
+    if name == "gauss_newton":
+        found = hutch_pp(GaussNewton(objective, space), seed=seed)
+        # of cross entropy, the one loss here, both are one matrix
+        return [found, replace(found, measure="fisher_true_trace")]
+    if name == "fisher":
+        return [hutch_pp(Fisher(objective, space, kind="empirical"), seed=seed)]
+    hessian = Hessian(objective, space)
+    if name == "directional":
+        return [along(hessian, seed=seed)]
+    if name == "trace":
+        return [hutch_pp(hessian, seed=seed)]
+    if name == "smallest":
+        return top_eigenvalues(hessian, 1, end="smallest", seed=seed).estimates()
+    return top_eigenvalues(hessian, LARGEST, seed=seed).estimates()
 
 
 def _said(tables: Tables) -> str:

@@ -65,8 +65,8 @@ class Eigen:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def estimates(self) -> list[Estimate]:
-        """One an eigenvalue; the cost is that of all together."""
-        name = str(self.details["operator"])
+        """One an eigenvalue, named by its end but for the largest; the cost is that of all together."""
+        name = str(self.details["operator"]) + ("" if self.end == "largest" else f"_{self.end}")
         states: list[Status] = [
             self.status if self.status == "diverged" else "converged" if c else "budget" for c in self.converged
         ]

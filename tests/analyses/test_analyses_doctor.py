@@ -76,6 +76,30 @@ def test_the_card_of_measures_is_a_table_beside_the_lines(checkpoint):
     assert len(blocks) > 2
 
 
+def test_the_cards_curvature_is_that_of_gradients_one_by_one(checkpoint):
+    names = "smallest, directional, gauss_newton, fisher"
+    tables = FLATNESS.measure(checkpoint, OPTIONS, Lines(directions=1, points=3, measures=names))
+    found = tables["measures"].set_index("measure")
+    assert found.value["hessian_smallest_eigenvalue_1"] < 0, "hardly trained: no minimum"
+    assert found.status["directional_curvature"] == "exact"
+
+    space = checkpoint.space("full")
+    objective = checkpoint.objectives(space.model, ("train",), OPTIONS)["train"]
+    weights = [space.parameters[name].requires_grad_() for name in space.names]
+    true, empirical = 0.0, 0.0
+    logits = objective.logits(slice(0, objective.n))
+    for row, target in zip(logits.log_softmax(dim=1), objective.targets, strict=True):
+        for label, log_p in enumerate(row):
+            gradients = torch.autograd.grad(log_p, weights, retain_graph=True, allow_unused=True)
+            squared = sum(float(g.double().pow(2).sum()) for g in gradients if g is not None) / len(logits)
+            true += float(log_p.detach().exp()) * squared
+            empirical += squared * (label == int(target))
+    for measure, value in (("gauss_newton", true), ("fisher_true", true), ("fisher_empirical", empirical)):
+        row = found.loc[f"{measure}_trace"]
+        assert row.se < 0.06 * value
+        assert abs(row.value - value) < max(4 * row.se, 1e-3 * value), measure
+
+
 def test_an_unknown_measure_is_one_line_with_the_nearest(checkpoint):
     with pytest.raises(AnalysisError, match="did you mean 'average'"):
         FLATNESS.measure(checkpoint, OPTIONS, Lines(directions=1, points=3, measures="avrage"))

@@ -150,6 +150,8 @@ def test_it_shows_itself():
     assert "<table" in found._repr_html_()
     first = found.estimates()[0]
     assert (first.measure, first.unit, first.details["rank"]) == ("explicit_eigenvalue_1", "nats", 1)
+    (least,) = top_eigenvalues(Explicit(symmetric(range(9))), 1, end="smallest").estimates()
+    assert least.measure == "explicit_smallest_eigenvalue_1"
 
 
 def test_wrong_settings_are_one_line():
