@@ -40,7 +40,7 @@ class Lines(Move):
     """Points on a line, the centre among them; odd."""
     measures: str | None = later(None)
     """Measure these too: all, or some of average, worst_case, adaptive, keskar, sam, noise_radius, basin_radius,
-    eigenvalues, trace, density, with commas between them."""
+    eigenvalues, smallest, directional, trace, gauss_newton, fisher, density, with commas between them."""
 
     def __post_init__(self) -> None:
         """Refuse lines without a direction, or without a centre."""
