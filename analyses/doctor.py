@@ -53,12 +53,14 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Doctor, on_step: OnS
 
     from analyses.measure import labelled
     from landscape.checks import examine, rescaled, to_frame
+    from landscape.derivatives import derivatives
 
     checks, scales, captions = [], [], []
     for kind in checkpoint.spaces():
         space = checkpoint.space(kind)
         objective = checkpoint.objectives(space.model, ("train",), options)["train"]
         found = examine(objective, space, seed=options.seed, extent=spec.extent)
+        found += derivatives(objective, space, seed=options.seed)
         known = rescale(space.model, checkpoint.method, spec.factor)
         if known:
             what, factors = known

@@ -157,7 +157,9 @@ def _alive(known: set[int], images: int, shapes: set[torch.Size]) -> int:
     """Bytes of all tensors that Python holds, each storage once, but the known and those of a row an image."""
     seen: dict[int, int] = {}
     for held in gc.get_objects():
-        if issubclass(type(held), torch.Tensor) and (held.shape[:1] != (images,) or held.shape in shapes):
+        if not issubclass(type(held), torch.Tensor) or not held.is_floating_point():  # a generator's state is bytes
+            continue
+        if held.shape[:1] != (images,) or held.shape in shapes:
             storage = held.untyped_storage()
             seen[storage.data_ptr()] = storage.nbytes()
     return sum(size for pointer, size in seen.items() if pointer not in known)

@@ -28,11 +28,20 @@ def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def follow(mode: str, objective: Objective) -> int:
+    """Take the running statistics anew where the mode asks for it, ``recalibrate``; how many passes that took."""
+    if mode != "recalibrate":
+        return 0
+    recalibrate(objective)
+    return 1
+
+
 def recalibrate(objective: Objective) -> None:
     """Take the running statistics anew from the objective's data, at the weights that the model has now.
 
-    The mean over batches of each batch's mean and unbiased variance, in the order of the data: the same data give the
-    same statistics. Everything else stays in eval mode.
+    The mean over batches of each batch's mean and unbiased variance, in the order of the data: the same data in the
+    same batches give the same statistics. Other batches give others, since what a layer sees depends on the batch that
+    the layers before it are normalised by. Everything else stays in eval mode.
 
     Raises
     ------

@@ -97,8 +97,10 @@ class Evaluation:
             return 0.0, 0.0
         # log-softmax differs from the logits by a constant per sample, which centring over the classes removes.
         change_NC = self.log_probs - centre.log_probs
-        moved = float(torch.linalg.vector_norm(_centred(change_NC)))
-        at_centre = float(torch.linalg.vector_norm(_centred(centre.log_probs)))
+        # A class that is masked at both, -inf, has not moved.
+        masked_NC = torch.isneginf(self.log_probs) & torch.isneginf(centre.log_probs)
+        moved = float(torch.linalg.vector_norm(_centred(change_NC, masked_NC)))
+        at_centre = float(torch.linalg.vector_norm(_centred(centre.log_probs, masked_NC)))
         radius = 0.0 if moved == 0 else (moved / at_centre if at_centre else math.inf)
         # KL = sum_c p_c (log p_c - log q_c); a masked class (p = 0, log p = -inf) adds nothing, a NaN stays.
         p_NC = centre.log_probs.exp()
@@ -113,8 +115,11 @@ class Evaluation:
             )
 
 
-def _centred(values_NC: Tensor) -> Tensor:
-    return values_NC - values_NC.mean(dim=1, keepdim=True)
+def _centred(values_NC: Tensor, masked_NC: Tensor) -> Tensor:
+    # Zero at the masked classes, the mean taken over the others.
+    kept_NC = torch.where(masked_NC, 0.0, values_NC)
+    mean_N1 = kept_NC.sum(dim=1, keepdim=True) / (~masked_NC).sum(dim=1, keepdim=True)
+    return torch.where(masked_NC, 0.0, kept_NC - mean_N1)
 
 
 def _mean(values: NDArray[np.float64]) -> float:

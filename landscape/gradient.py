@@ -13,7 +13,8 @@ from landscape.errors import LandscapeError
 from landscape.guard import eval_mode, random_states
 from landscape.memory import GraphSize, budget
 from landscape.objective import Objective
-from landscape.space import Space
+from landscape.plain import written_out
+from landscape.space import Space, half
 
 
 @contextmanager
@@ -25,7 +26,8 @@ def differentiable(space: Space, *, twice: bool = False) -> Iterator[list[Tensor
     space
         Whose parameters are differentiated.
     twice
-        Whether second derivatives are taken: fused attention kernels have none, so the plain one is chosen.
+        Whether second derivatives are taken: fused attention kernels have none, and that of weight normalisation is
+        wrong, so the plain ones are chosen.
 
     Yields
     ------
@@ -35,18 +37,19 @@ def differentiable(space: Space, *, twice: bool = False) -> Iterator[list[Tensor
     Raises
     ------
     LandscapeError
-        If running statistics are among the tensors that move.
+        If running statistics are not frozen, or two parameters share their memory.
     """
-    if space.batch_norm == "perturb":
-        raise LandscapeError("running statistics have no gradient: batch_norm 'freeze'")
+    if space.batch_norm != "freeze":
+        raise LandscapeError("gradients are taken at fixed running statistics: batch_norm 'freeze'")
     mine = {id(p) for p in space.parameters.values()}
+    space.check_tied()
     changed = [p for p in space.model.parameters() if p.requires_grad != (id(p) in mine)]
     for p in changed:
         p.requires_grad_(not p.requires_grad)
     try:
         with random_states(space.model), eval_mode(space.model), torch.enable_grad():
             if twice:
-                with sdpa_kernel(SDPBackend.MATH):
+                with sdpa_kernel(SDPBackend.MATH), written_out(space.model):
                     yield list(space.parameters.values())
             else:
                 yield list(space.parameters.values())
@@ -56,7 +59,8 @@ def differentiable(space: Space, *, twice: bool = False) -> Iterator[list[Tensor
 
 
 def gradient(objective: Objective, space: Space, rows: slice | None = None) -> tuple[float, dict[str, Tensor]]:
-    """Mean loss over the rows (default: all) and its gradient, name -> tensor of the parameter's shape and dtype.
+    """Mean loss over the rows (default: all) and its gradient, name -> tensor of the parameter's shape and dtype,
+    float32 for a half one: sums over batches would lose in half precision what each adds.
 
     A tensor that the loss does not use has a zero gradient. ``.grad`` of the parameters is not touched. The objective's
     batch size is halved, with a warning, where memory runs out. No batch has more rows than its graph has memory for
@@ -76,7 +80,9 @@ def gradient(objective: Objective, space: Space, rows: slice | None = None) -> t
 
 def _sums(objective: Objective, space: Space, parameters: list[Tensor], rows: slice) -> tuple[float, dict[str, Tensor]]:
     count, total = rows.stop - rows.start, 0.0
-    sums = {name: torch.zeros_like(p) for name, p in space.parameters.items()}
+    sums = {
+        name: torch.zeros_like(p, dtype=torch.float32 if half(p) else p.dtype) for name, p in space.parameters.items()
+    }
 
     def mean_loss(batch: slice) -> Tensor:
         return objective.losses(objective.logits(batch), batch).sum() / count

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape.errors import LandscapeError
+from landscape.guard import strided
 from landscape.objective import Objective
 
 PROCESSOR_BYTES = 4 << 30
@@ -32,14 +34,24 @@ class GraphSize:
 
     @classmethod
     def measured(cls, build: Callable[[slice], Any], objective: Objective) -> GraphSize:
-        """From graphs of one row and of two; ``build(rows)`` returns what keeps a graph alive."""
+        """From graphs of one row and of two; ``build(rows)`` returns what keeps a graph alive.
+
+        Some models take no single row (a squeeze, a variance over the batch): of two rows and of three then. What
+        ``build`` raises for these too is raised.
+        """
         model = objective.model
         there = [*model.parameters(), *model.buffers(), *objective.inputs.values(), objective.targets]
-        one = _saved_bytes(lambda: build(slice(0, 1)), there)
-        if objective.n == 1:
-            return cls(0.0, one)
-        two = _saved_bytes(lambda: build(slice(0, 2)), there)
-        return cls(max(2 * one - two, 0.0), max(two - one, 0.0))
+
+        def saved(rows: int) -> float:
+            return _saved_bytes(lambda: build(slice(0, rows)), there)
+
+        fewest, few = 1, _or_none(lambda: saved(1))
+        if few is None:
+            fewest, few = min(2, objective.n), saved(min(2, objective.n))
+        if objective.n == fewest:
+            return cls(0.0, few / fewest)
+        per_row = max(saved(fewest + 1) - few, 0.0)
+        return cls(max(few - fewest * per_row, 0.0), per_row)
 
     def of(self, rows: int) -> float:
         """Bytes of a graph of so many rows."""
@@ -50,15 +62,23 @@ class GraphSize:
         return most if self.of(most) <= limit else max(1, int((limit - self.fixed) // self.per_row))
 
 
+def _or_none(measure: Callable[[], float]) -> float | None:
+    try:
+        return measure()
+    except (RuntimeError, ValueError, IndexError, LandscapeError):
+        return None
+
+
 def _saved_bytes(build: Callable[[], Any], there: Sequence[Tensor]) -> float:
     """Memory of the tensors that the graphs of ``build()`` save, each once, those that are there anyway left out."""
-    own = {t.untyped_storage().data_ptr() for t in there}
+    own = {part.untyped_storage().data_ptr() for t in there for part in strided(t)}
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
+        for part in strided(tensor):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -52,7 +52,9 @@ def rows_of(tensor: Tensor, unit: str) -> Tensor:
     """(G, entries): the first axis counts filters, the last one holds a token's entries."""
     if unit == "whole" or tensor.ndim == 0:
         return tensor.reshape(1, -1)
-    return tensor.reshape(-1, tensor.shape[-1]) if unit == "token" else tensor.reshape(tensor.shape[0], -1)
+    if unit == "token":
+        return tensor.reshape(-1, tensor.shape[-1])
+    return tensor.reshape(tensor.shape[0], tensor[:1].numel())
 
 
 def normalised(values: Tensor, weight: Tensor, unit: str) -> Tensor:
@@ -79,8 +81,8 @@ def quotient(a: Tensor, b: Tensor) -> Tensor:
 def gaussian(seed: int, name: str, like: Tensor) -> Tensor:
     """Standard normal noise of (seed, name), the same on every device; drawn in float32, returned in float64."""
     digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float32).double()
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float32, device="cpu").double()
 
 
 def exact(tensor: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Objective:
         Called as ``model(x)``, ``model(**x)`` or ``model(*x)`` for inputs that are a tensor, a dict or a tuple. Returns
         the logits, (N, C), or an object or dict with an entry ``logits``.
     inputs
-        A tensor, or a dict or tuple of tensors, all with N rows.
+        A tensor, or a dict or tuple of tensors, all with N rows; not copied, so they should stay as they are.
     targets
         (N,) class indices, (N, C) class probabilities, or whatever ``loss`` takes, with N rows.
     loss
@@ -82,6 +82,11 @@ class Objective:
         keep = torch.device(device) if device is not None else self.device
         self.inputs = {name: x.detach().to(keep) for name, x in named.items()}
         self.targets = targets.detach().to(keep)
+
+    def on(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Objective:
+        """The same targets, loss and batch size on another model, with inputs named as :attr:`inputs`."""
+        given = dict(inputs) if self._kind == "dict" else inputs["0"] if self._kind == "tensor" else [*inputs.values()]
+        return Objective(model, given, self.targets, loss=self.loss, batch_size=self.batch_size)
 
     @property
     def device(self) -> torch.device:
@@ -207,7 +212,8 @@ class Objective:
         return cross_entropy(log_probs, targets.to(log_probs.device))
 
     def _call(self, rows: slice) -> Any:
-        batch = {name: x[rows].to(self.device, non_blocking=True) for name, x in self.inputs.items()}
+        # A copy: a model that begins with an operation in place would write into the data.
+        batch = {name: x[rows].to(self.device, non_blocking=True, copy=True) for name, x in self.inputs.items()}
         if self._kind == "dict":
             return self.model(**batch)
         return self.model(*batch.values())

@@ -34,6 +34,9 @@ def cross_entropy(log_probs: Tensor, targets: Tensor) -> Tensor:
             )
         # A class of target probability 0 adds nothing, even where its log-probability is -inf.
         return -torch.where(targets == 0, 0.0, targets * log_probs).sum(dim=1)
+    if targets.dtype == torch.bool:
+        raise LandscapeError("expected class indices or probabilities, found targets of type bool")
+    targets = targets.long()
     if targets.ndim != 1 or int(targets.min()) < 0 or int(targets.max()) >= classes:
         raise LandscapeError(
             f"expected class indices (N,) from 0 to {classes - 1}, found shape {tuple(targets.shape)}, "

@@ -10,9 +10,11 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from landscape.batchnorm import follow
 from landscape.directions import Direction
 from landscape.errors import LandscapeError
 from landscape.estimate import Estimate
+from landscape.guard import eval_mode
 from landscape.objective import Objective
 from landscape.space import Space
 
@@ -45,17 +47,19 @@ def samples_for(
     Raises
     ------
     LandscapeError
-        For an error that is not positive, or fewer than 8 samples in the pilot.
+        For an error that is not positive, fewer than 8 samples in the pilot, or a model that is random in eval mode.
     """
     if not se > 0:
         raise LandscapeError(f"expected a positive standard error, found {se}")
     if objective.n < 8:
         raise LandscapeError(f"expected at least 8 samples in a pilot, found {objective.n}")
     spreads = []
-    with space:
-        centre = objective.evaluate()
+    with space, eval_mode(space.model):
+        passes = follow(space.batch_norm, objective)
+        centre = objective.evaluate() if objective.checked else objective.check_deterministic()
         for signs in itertools.product((-1.0, 1.0), repeat=len(directions)):
             space.move(directions, [sign * extent for sign in signs])
+            passes += follow(space.batch_norm, objective)
             spreads.append(objective.evaluate().rise_over(centre)[1] * math.sqrt(objective.n))
     widest = math.nan if any(map(math.isnan, spreads)) else max(spreads)
     needed = (widest / se) ** 2
@@ -66,7 +70,7 @@ def samples_for(
         se=needed * math.sqrt(2 / (objective.n - 1)),
         error_over="samples",
         status="diverged" if math.isnan(needed) else "converged",
-        cost={"forwards": 1 + len(spreads)},
+        cost={"forwards": 1 + len(spreads) + passes},
         details={"pilot": objective.n, "asked_se": se, "spreads": spreads, "extent": extent},
         draws=tuple(spreads),
     )

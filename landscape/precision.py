@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from landscape.batchnorm import follow
 from landscape.directions import Direction
 from landscape.objective import Objective
 from landscape.space import Space
@@ -88,12 +89,14 @@ def probe(
         return Probed(precision="float32", tried=None, largest_change_nats=0.0, allowed_nats=0.0)
     corners = list(itertools.product((-extent, extent), repeat=len(directions)))
     with space:
+        follow(space.batch_norm, objective)
         centre = objective.evaluate()
         with precision(space.model, tried):
             at_centre = abs(objective.evaluate().mean_loss - centre.mean_loss)
         changes, errors = [], []
         for corner in corners:
             space.move(directions, corner)
+            follow(space.batch_norm, objective)
             exact = objective.evaluate()
             with precision(space.model, tried):
                 changes.append(abs(objective.evaluate().mean_loss - exact.mean_loss))

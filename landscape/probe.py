@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 
-from landscape.batchnorm import recalibrate
+from landscape.batchnorm import follow
 from landscape.directions import Direction, cosine
 from landscape.errors import LandscapeError
 from landscape.evaluation import Evaluation
@@ -115,9 +115,7 @@ class Probe:
         return rows
 
     def _statistics(self) -> None:
-        if self.space.batch_norm == "recalibrate":
-            recalibrate(next(iter(self.objectives.values())))
-            self.passes += 1
+        self.passes += follow(self.space.batch_norm, next(iter(self.objectives.values())))
 
     def at(self, point: Point) -> Row:
         """The columns that need no pass over the data."""

@@ -6,6 +6,7 @@ model's own parameters: no second model, no walk. ``with space:`` puts everythin
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -108,6 +109,11 @@ class Space:
         self.parameters: dict[str, Tensor] = {**_resolve(model, names)}
         if batch_norm == "perturb":
             self.parameters |= statistics(model)
+            if policy.bias_and_norm == "zero":
+                raise LandscapeError(
+                    "running statistics move as vectors do, which the policy holds still: batch_norm 'perturb' needs "
+                    "bias_and_norm='vector' or 'element'"
+                )
         self.names: tuple[str, ...] = tuple(self.parameters)
         self.roles: dict[str, Role] = {name: _role(model, name, p) for name, p in self.parameters.items()}
         self.centre: dict[str, Tensor] = {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -214,7 +220,7 @@ class Space:
         steps = _pairs(directions, coefficients)
         products = gram or [[d.dot(e) for e, _ in steps] for d, _ in steps]
         squared = sum(a * b * products[i][j] for i, (_, a) in enumerate(steps) for j, (_, b) in enumerate(steps))
-        length, norm = max(squared, 0.0) ** 0.5, self.norm(frozenset[str]().union(*(d.moved for d, _ in steps)))
+        length, norm = max(squared, 0.0) ** 0.5, self.norm(frozenset[str]().union(*(d.moved for d, a in steps if a)))
         return length / norm if norm else (float("inf") if length else 0.0)
 
     def norm(self, names: frozenset[str] | None = None) -> float:
@@ -224,6 +230,23 @@ class Space:
     @cached_property
     def _norms(self) -> dict[str, float]:
         return {name: norm_of(centre) for name, centre in self.centre.items()}
+
+    def check_tied(self) -> None:
+        """Refuse parameters of the model on the memory of one that moves: a derivative sees one of them alone.
+
+        Raises
+        ------
+        LandscapeError
+            With their names.
+        """
+        mine = {_memory(p): (name, p) for name, p in self.parameters.items()}
+        for other, p in self.model.named_parameters():
+            name, own = mine.get(_memory(p), (other, p))
+            if own is not p:
+                raise LandscapeError(
+                    f"{name!r} and {other!r} are two parameters on one memory, which has no one gradient; tie them as "
+                    "one: a.weight = b.weight"
+                )
 
     def to_frame(self) -> pd.DataFrame:
         """One row a tensor: name, shape, role, whether the policy holds it, entries, norm."""
@@ -275,7 +298,20 @@ def _resolve(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
     for name, p in known.items():
         first.setdefault(_memory(p), name)
     wanted = {_memory(known[name]) for name in names}
-    return {name: known[name] for key, name in first.items() if key in wanted}
+    found = {name: known[name] for key, name in first.items() if key in wanted}
+    _check_apart(found)
+    return found
+
+
+def _check_apart(parameters: dict[str, nn.Parameter]) -> None:
+    # Views of one memory that are not the same view: each would overwrite the other.
+    spans = sorted((p.untyped_storage().data_ptr(), p.storage_offset(), n) for n, p in parameters.items() if p.numel())
+    for (storage, start, name), (other, begin, following) in itertools.pairwise(spans):
+        p, q = parameters[name], parameters[following]
+        scale = p.element_size() / q.element_size()
+        extent = sum((size - 1) * step for size, step in zip(p.shape, p.stride(), strict=True))
+        if storage == other and begin <= (start + extent) * scale:
+            raise LandscapeError(f"{name!r} and {following!r} overlap in memory: they cannot move each by itself")
 
 
 def _memory(p: Tensor) -> tuple[object, ...]:

@@ -28,17 +28,18 @@ _NOISE = 100
 def random_vector(operator: Operator, seed: int, index: int, *, signs: bool = False) -> Tensor:
     """Standard normal (or random signs) (P,), of (seed, index), the same on every device."""
     digest = hashlib.sha256(f"{seed}\0probe\0{index}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     if signs:
-        drawn = torch.randint(2, (operator.size,), generator=generator, dtype=torch.int8).float().mul_(2).sub_(1)
+        drawn = torch.randint(2, (operator.size,), generator=generator, dtype=torch.int8, device="cpu")
+        drawn = drawn.float().mul_(2).sub_(1)
     else:
-        drawn = torch.randn(operator.size, generator=generator)
+        drawn = torch.randn(operator.size, generator=generator, dtype=torch.float32, device="cpu")
     return drawn.to(operator.device, operator.dtype)
 
 
 def inner(a: Tensor, b: Tensor) -> Floats:
     """Inner products of the rows of (m, P) and (B, P), (m, B)."""
-    found = torch.zeros(len(a), len(b), dtype=torch.float64)
+    found = torch.zeros(len(a), len(b), dtype=torch.float64, device="cpu")
     for start in range(0, a.shape[1], _CHUNK):
         part = slice(start, start + _CHUNK)
         found += (a[:, part] @ b[:, part].T).cpu().double()

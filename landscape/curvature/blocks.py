@@ -48,7 +48,7 @@ class Blocks:
                     "block": name,
                     "trace_nats": e.value,
                     "trace_se_nats": e.se,
-                    "share": e.value / self.whole.value,
+                    "share": e.value / self.whole.value if self.whole.value else math.nan,
                     "entries": e.details["entries"],
                     "mean_curvature_nats": e.value / e.details["entries"],
                     "status": e.status,

@@ -147,7 +147,7 @@ def spectral_density(
     details = {**operator.describe(), "probes": probes, "steps": steps, "width": width, "seed": seed}
     drawn, sigma = np.full((4, 1), math.nan), math.nan
     if np.isfinite(np.concatenate(nodes)).all():
-        drawn, sigma = _drawn(nodes, weights, width)
+        drawn, sigma = _drawn(nodes, weights, width, noise(operator))
     return Density(
         nodes=nodes,
         weights=weights,
@@ -193,12 +193,15 @@ def _rule(diagonal: Floats, beside: Floats) -> tuple[Floats, Floats]:
     return nodes, weights / weights.sum()
 
 
-def _drawn(nodes: tuple[Floats, ...], weights: tuple[Floats, ...], width: float) -> tuple[Floats, float]:
+def _drawn(
+    nodes: tuple[Floats, ...], weights: tuple[Floats, ...], width: float, negligible: float
+) -> tuple[Floats, float]:
     """Eigenvalue, density, low and high, (4, G), and the kernel's standard deviation."""
     everywhere = np.concatenate(nodes)
     low, high = float(everywhere.min()), float(everywhere.max())
-    # a multiple of the identity has no range
-    sigma = width * ((high - low) or abs(high) or 1.0)
+    # a multiple of the identity has no range but that of rounding
+    scale = max(abs(low), abs(high))
+    sigma = width * (high - low if high - low > negligible * scale else scale or 1.0)
     count = math.ceil(((high - low) / sigma + 2 * _TAIL) * _POINTS_A_WIDTH) + 1
     at = np.linspace(low - _TAIL * sigma, high + _TAIL * sigma, count)
     # density(x) = sum_i w_i N(x; node_i, sigma)

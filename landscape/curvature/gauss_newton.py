@@ -188,7 +188,7 @@ class Fisher(_JacobianProduct):
         if self.kind == "empirical":
             leaf = logits.requires_grad_()
             (slope,) = torch.autograd.grad(self.objective.losses(leaf, rows).sum(), leaf)
-            return _outer(slope.flatten(1)[:, None])
+            return _outer(slope.reshape(len(slope), 1, -1))
         probabilities = logits.softmax(dim=1)
         if self.draws is None:
             # E_y (p - e_y)(p - e_y)' = diag(p) - p p'
@@ -211,7 +211,7 @@ def _outer(slopes: Tensor) -> Metric:
     """The metric sum over draws of r r', for r = slopes (n, draws, C)."""
 
     def apply(u: Tensor) -> Tensor:
-        flat = u.flatten(1).to(slopes)
+        flat = u.reshape(len(u), -1).to(slopes)
         weights = torch.einsum("ndc,nc->nd", slopes, flat)
         return torch.einsum("ndc,nd->nc", slopes, weights).reshape(u.shape)
 

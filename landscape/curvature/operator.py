@@ -162,6 +162,9 @@ class ModelOperator(Operator):
 
     def _open(self, stack: ExitStack) -> None:
         stack.enter_context(self.space)
+        if not self.objective.checked:
+            self.cost["forwards"] += 2
+            self.objective.check_deterministic()
         if not self._warned:
             self._warned = _warn_of_nonfinite(self.space.model)
 
@@ -174,7 +177,7 @@ class ModelOperator(Operator):
         parts = [
             torch.zeros(size, dtype=self.dtype, device=self.device)
             if t is None
-            else t.detach().reshape(-1).to(self.device, self.dtype)
+            else t.detach().to_dense().reshape(-1).to(self.device, self.dtype)
             for t, size in zip(tensors, self._sizes, strict=True)
         ]
         return torch.cat(parts)

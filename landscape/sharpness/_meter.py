@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape.batchnorm import follow
 from landscape.directions import Direction
 from landscape.errors import LandscapeError, nearest
 from landscape.estimate import Estimate, Status
@@ -27,7 +28,7 @@ from landscape.gradient import gradient
 from landscape.guard import eval_mode, random_states
 from landscape.objective import Objective
 from landscape.provenance import of_objective, of_space
-from landscape.space import Space, half
+from landscape.space import Space
 
 Tensors = dict[str, Tensor]
 
@@ -59,6 +60,7 @@ class Meter:
         with ExitStack() as stack:
             stack.enter_context(self.space)
             stack.enter_context(eval_mode(self.space.model))
+            self.forwards += follow(self.space.batch_norm, self.objective)
             self.forwards += 1 if self.objective.checked else 2
             checked = self.objective.checked
             self.centre = self.objective.evaluate() if checked else self.objective.check_deterministic()
@@ -80,7 +82,7 @@ class Meter:
         if coefficient == 0:
             return self.centre
         self.space.move(self.direction(move), coefficient)
-        self.forwards += 1
+        self.forwards += 1 + follow(self.space.batch_norm, self.objective)
         found = self.objective.evaluate()
         self.nonfinite_points += found.nonfinite > 0
         return found
@@ -106,7 +108,7 @@ class Meter:
         self.gradients += 1 if rows is None else (rows.stop - rows.start) / self.objective.n
         loss, found = gradient(self.objective, self.space, rows)
         self.nonfinite_points += not math.isfinite(loss)
-        return loss, {name: g.float() if half(g) else g for name, g in found.items()}
+        return loss, found
 
     def direction(self, move: Direction | Mapping[str, Tensor]) -> Direction:
         """A move as a direction of the space."""

@@ -76,17 +76,19 @@ def measure(
         rise, se = here.rise_over(meter.centre)
         centre = meter.centre.mean_loss
         # 100 (max L - L) / (1 + L)
-        scale = 100 / (1 + centre)
+        scale = 100 / (1 + centre) if centre > -1 else math.nan
+        unscaled = {} if centre > -1 else {"reason": f"1 + the centre's loss, {centre:.4g}, is not positive"}
         return meter.estimate(
             MEASURE,
             UNIT,
             scale * rise,
             se=scale * se,
             error_over="samples",
-            status=reached(rise, best.residual, error),
+            status="failed" if unscaled else reached(rise, best.residual, error),
             residual=scale * best.residual,
             details={
                 **settings,
+                **unscaled,
                 "found_from": best.start,
                 "rise_nats": rise,
                 "effective_radius": meter.radius(best.move),

@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from landscape_nets import ConvNet, Mlp, TinyVit, data, everything, seeded
+from landscape_nets import ConvNet, Mlp, Tied, TinyVit, data, everything, seeded
 from torch import nn
 
 from landscape import LandscapeError, Objective, Space, draw, line
 from landscape.checks import examine, rescaled, to_frame
+from landscape.derivatives import derivatives
 from landscape.sharpness import get
 
 
@@ -102,6 +103,27 @@ def test_the_frame_has_a_row_a_check():
     frame = to_frame(examine(objective, space))
     assert list(frame.columns) == ["check", "outcome", "figure", "unit", "meaning"]
     assert frame.check.is_unique
+
+
+@pytest.mark.parametrize("kind", [Mlp, ConvNet, TinyVit, Tied])
+def test_rule_17_derivatives_agree_with_differences_of_the_loss(kind):
+    objective, space = setting(kind)
+    model = space.model
+    before = everything(model)
+    found = derivatives(objective, space)
+    assert [c.check for c in found] == ["gradient", "curvature"]
+    assert all(c.outcome == "pass" for c in found), found
+    assert everything(model) == before
+
+
+def test_derivatives_of_another_function_than_the_loss_are_noticed():
+    objective, space = setting()
+    model = space.model
+    hook = model.up.weight.register_hook(lambda g: 2 * g)
+    assert [c.outcome for c in derivatives(objective, space)] == ["fail", "fail"]
+    hook.remove()
+    staircase = Space(model, space.names, weights="requantised")
+    assert [c.outcome for c in derivatives(objective, staircase)] == ["not known", "not known"]
 
 
 def test_rule_9_a_rescale_of_a_relu_layer_shows_which_measures_speak_of_the_function():
