@@ -20,6 +20,19 @@ def at_least(least: int, **settings: float | None) -> None:
             raise AnalysisError(f"expected {_flag(name)} to be at least {least}, found {value}")
 
 
+def below(limit: float, **settings: float | None) -> None:
+    """Refuse a setting of ``limit`` or more; None is one that was not given.
+
+    Raises
+    ------
+    AnalysisError
+        For the first such one, named as its flag.
+    """
+    for name, value in settings.items():
+        if value is not None and not value < limit:
+            raise AnalysisError(f"expected {_flag(name)} to be below {limit:g}, found {value}")
+
+
 def positive(**settings: float | None) -> None:
     """Refuse a setting that is not positive and finite; None is one that was not given.
 

@@ -49,11 +49,11 @@ def measures(text: str) -> list[str]:
     from landscape.sharpness import names
 
     known = [*names(), *CURVATURE]
-    chosen = known if text == "all" else [name.strip() for name in text.split(",")]
+    chosen = [name.strip() for name in text.split(",")]
     for name in chosen:
-        if name not in known:
+        if name not in ("all", *known):
             raise AnalysisError(f"unknown measure {name!r}{nearest(name, known)}; there are all, {', '.join(known)}")
-    return chosen
+    return known if "all" in chosen else list(dict.fromkeys(chosen))
 
 
 def card(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SPACES = ("factors", "merged", "full")
 WEIGHTS = (".safetensors", ".pth", ".pt")
+OF_A_RUN = ("run.json", "trained.safetensors", "adapter.lowbit")
+"""Files that stand for the run whose folder they lie in."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,7 +123,7 @@ class Checkpoint:
         if batch_norm != "freeze" and not statistics(model):
             raise AnalysisError(f"{self.label} has no BatchNorm with running statistics: leave out --batch-norm")
         if batch_norm == "perturb" and vectors == "zero":
-            raise AnalysisError("running statistics move as vectors do: --batch-norm perturb needs --vectors element")
+            raise AnalysisError("running statistics move as vectors do: --batch-norm perturb needs --vectors")
         policy = Policy(bias_and_norm=vectors)
         kept = weights if self.low_bit else "values"
         return Space(model, names, kind=kind, policy=policy, head=head, weights=kept, batch_norm=batch_norm)
@@ -225,8 +228,8 @@ def open_checkpoint(path: Path, options: Options) -> Checkpoint:
     if not path.exists():
         raise AnalysisError(f"no such checkpoint: {path}")
     folder = path if path.is_dir() else path.parent
-    # A run's own files stand for it; another file of an adapter beside them is for itself.
-    if (folder / "run.json").is_file() and (path.suffix != ".lowbit" or path.name == "adapter.lowbit"):
+    # A run's own files of weights stand for it; another file beside them is for itself.
+    if (folder / "run.json").is_file() and (path.is_dir() or path.name in OF_A_RUN):
         return _from_run(folder, options)
     if path.is_file() and path.suffix in WEIGHTS:
         return _from_weights(path, options)
@@ -281,7 +284,22 @@ def comparable(checkpoints: Sequence[Checkpoint]) -> None:
             )
         first = by_label.setdefault((c.labels()["task"], c.label), c)
         if first.run and c.run and replace(first.run.spec, seed=c.seed) != c.run.spec:
-            raise AnalysisError(f"{first.path} and {c.path} are both {c.label!r} but differ in more than their seed")
+            found = ", ".join(_differences(first.run.spec.to_dict(), c.run.spec.to_dict()))
+            raise AnalysisError(
+                f"{first.path} and {c.path} are both {c.label!r} but differ in more than their seed: {found}"
+            )
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], within: str = "") -> list[str]:
+    """Names and both values of what differs between two specifications, but for the seed."""
+    found = []
+    for name in sorted({*a, *b} - {"seed"}):
+        one, other = a.get(name), b.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += _differences(one, other, f"{name}.")
+        elif one != other:
+            found.append(f"{within}{name} {one} and {other}")
+    return found
 
 
 def identity(run: Run) -> str:

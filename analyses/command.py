@@ -55,7 +55,8 @@ class Analysis(Generic[Spec]):
     shown
         Tables that the command prints: the first of these names that there is.
     steps, unit
-        How many steps the measurement of a checkpoint has, for the progress bar, and what a step is.
+        How many steps the measurement of a checkpoint has, for the progress bar, and what a step is; None where that
+        is only known at the end.
     assumed
         The settings in words, for the line that is said before the work begins.
     settings
@@ -73,7 +74,7 @@ class Analysis(Generic[Spec]):
     part: str
     compute: Callable[[Checkpoint, Options, Spec, OnStep], tuple[Tables, dict[str, Any]]]
     shown: tuple[str, ...]
-    steps: Callable[[Checkpoint, Spec], int]
+    steps: Callable[[Checkpoint, Spec], int | None]
     assumed: Callable[[Options, Spec], str]
     derive: Callable[[Tables], Tables] = _no_tables
     unit: str = "points"
@@ -120,13 +121,15 @@ class Analysis(Generic[Spec]):
         opened, out = self.opens(paths, options)
         if options.rise_se is not None:
             options = with_samples(opened, options, spec)
-        total = sum(self.steps(c, spec) for c in opened)
+        counts = [self.steps(c, spec) for c in opened]
+        total = None if None in counts else sum(filter(None, counts))
         images = _images(opened)
-        said = f"{len(opened)} checkpoint(s), {self.assumed(_there(images, options), spec)}: {total} {self.unit}"
+        said = f"{len(opened)} checkpoint(s), {self.assumed(_there(images, options), spec)}"
+        said += f": {total} {self.unit}" if total is not None else ""
         announce(options.quiet, said, *_fewer(images, options))
         with threads(options.threads_each()), progress(total, self.unit, options.quiet) as bar:
             tables = self.report(opened, options, spec, out, lambda *_: bar.update())
-            bar.update(total - bar.n)  # what was found finished
+            bar.update((total or bar.n) - bar.n)  # what was found finished
         draw(out, options.quiet, self.name)
         emit(next(tables[name] for name in self.shown if name in tables), options.json)
         return tables

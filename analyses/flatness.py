@@ -47,6 +47,10 @@ class Lines(Move):
         at_least(1, directions=self.directions)
         positive(extent=self.extent)
         odd(points=self.points)
+        if self.measures is not None:
+            from analyses.card import measures
+
+            measures(self.measures)
 
 
 def compute(checkpoint: Checkpoint, options: Options, spec: Lines, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from analyses.bounds import odd, positive
+from analyses.bounds import below, odd, positive
 from analyses.command import Analysis
 from analyses.errors import AnalysisError
 from analyses.options import Move, Options, later
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from landscape.directions import Direction
     from landscape.objective import Objective
     from landscape.space import Space
+    from landscape.surface import Surface
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ class Plane(Move):
             For the first such setting.
         """
         positive(extent=self.extent, error=self.error)
+        below(1, error=self.error)
         odd(points=self.points)
         if self.shard is not None:
             _share(self.shard)
@@ -77,8 +80,41 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Plane, on_step: OnSt
     found = plane(**arguments, error=spec.error, on_point=on_step)
     frame = labelled(found.to_frame(), checkpoint)
     evaluated = frame[frame["evaluated"]]
+    summary = labelled(_summary(found, evaluated), checkpoint, space=space)
     spent = partial(clear, arguments["store"], set(zip(evaluated["x"], evaluated["y"], strict=True)))
-    return {"points": frame}, {"measured": {space: {**found.provenance, "gauge": spec.gauge}}, "spent": [spent]}
+    return {"points": frame, "summary": summary}, {
+        "measured": {space: {**found.provenance, "gauge": spec.gauge}},
+        "spent": [spent],
+    }
+
+
+def _summary(found: Surface, evaluated: pd.DataFrame) -> pd.DataFrame:
+    """One row a split: how much was evaluated, the error that is estimated for the rest, the centre, and the range."""
+    import pandas as pd
+
+    estimated = found.provenance.get("interpolation", {}).get("estimated_error", {})
+    rows = []
+    for split, part in evaluated.groupby("split", sort=False):
+        points: list[dict[Any, Any]] = part.to_dict("records")
+        centre = next(p for p in points if p["x"] == p["y"] == 0)
+        rises = sorted((p for p in points if math.isfinite(p["rise_nats"])), key=lambda p: p["rise_nats"]) or [centre]
+        rows.append(
+            {
+                "split": split,
+                "cells": len(found.xs) * len(found.ys),
+                "evaluated": len(part),
+                "estimated_error_share": estimated.get(split, 0.0),
+                "centre_loss_nats": centre["loss_nats"],
+                "centre_loss_se_nats": centre["loss_se_nats"],
+                "centre_accuracy": centre["accuracy"],
+                "lowest_rise_nats": rises[0]["rise_nats"],
+                "highest_rise_nats": rises[-1]["rise_nats"],
+                "highest_rise_se_nats": rises[-1]["rise_se_nats"],
+                "nonfinite_points": sum(p["nonfinite"] > 0 for p in points),
+                "samples": centre["samples"],
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def measure_shard(checkpoints: Sequence[Checkpoint], options: Options, spec: Plane, on_step: OnStep) -> pd.DataFrame:
@@ -163,9 +199,8 @@ ANALYSIS = Analysis(
     name="surface",
     part="plane",
     compute=compute,
-    shown=("points",),
-    # With a requested error the number is not known: what a surface of middling roughness takes.
-    steps=lambda checkpoint, spec: spec.points**2 if spec.error is None else min(spec.points**2, 150),
+    shown=("summary",),
+    steps=lambda checkpoint, spec: spec.points**2 if spec.error is None else None,
     assumed=lambda options, spec: f"{spec.points} x {spec.points} points, {options.samples} images of each split",
 )
 

@@ -94,7 +94,8 @@ def band(frame: pd.DataFrame, x: str, value: str, *, se: str | None = None, at: 
             half = np.where(count > 1, stdtrit(np.maximum(count - 1, 1), 0.5 + LEVEL / 2) * error, np.nan)
         over = f"{count.max()} {kind}"
     elif se is not None and se in frame:
-        half, over = 1.959964 * outer[se].to_numpy(), "images"
+        half = 1.959964 * outer[se].to_numpy()
+        over = "images" if np.isfinite(half).any() else ""
     else:
         half, over = np.full_like(mean, np.nan), ""
     return Band(x=places, mean=mean, low=mean - half, high=mean + half, over=over)

@@ -145,14 +145,16 @@ def emit(frame: pd.DataFrame, json: bool = False) -> None:
     sys.stdout.write(text)
 
 
-def progress(work: Iterable[Any] | int, desc: str = "", quiet: bool = False) -> tqdm:
+def progress(work: Iterable[Any] | int | None, desc: str = "", quiet: bool = False) -> tqdm:
     """A progress bar on stderr: around an iterable, or counting by hand (``.update()``) to a total given as an int.
+
+    With None the total is not known: what is done is counted.
 
     In a log file (stderr is no terminal) a line every 30 seconds instead of a moving bar.
     """
     from tqdm import tqdm
 
-    iterable, total = (None, work) if isinstance(work, int) else (work, None)
+    iterable, total = (None, work) if work is None or isinstance(work, int) else (work, None)
     every = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(
         iterable, total=total, desc=desc, disable=quiet, file=sys.stderr, mininterval=every, maxinterval=every + 10,

@@ -46,11 +46,11 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             at = summary[(summary["space"] == space) & (summary["radius_kind"] == kind)]["radius"]
             if len(at):
                 ax.axvline(float(at.iloc[0]), color=GREY, lw=0.7, ls=":", zorder=0, label="common radius")
-            ax.set_xlim(left=0)
         row[0].set_ylabel("rise of the\ntraining loss (nats)" if len(spaces) < 2 else "rise of loss (nats)")
         row[0].set_title(SPACE_NAMES.get(space, space))
     for ax, (_, text) in zip(panels[-1], RADII.values(), strict=True):
         ax.set_xlabel(text)
+        ax.set_xlim(left=0)  # once all rows are drawn: it fixes the right end of the column too
     letter(list(panels.flat))
     legend_below(fig, panels[-1, 0], over_text(drawn), columns=4)
     return fig

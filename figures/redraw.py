@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from figures import names
-from figures.style import METHOD_NAMES, save
+from figures.style import METHOD_NAMES, SIZES, save
 from figures.tables import PROVENANCE, TableError, read_provenance, read_table
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def redraw(folder: Path | str, out: Path | str, analysis: str | None = None) -> 
                 errors.append(f"{place / source}: {error}")
     if errors:
         drawn = f" ({len(paths)} files were drawn)" if paths else ""
-        raise TableError("; ".join(errors) + drawn)
+        raise TableError("; ".join(dict.fromkeys(errors)) + drawn)
     if not paths and analysis is None:
         raise TableError(
             f"expected tables/<analysis>/{PROVENANCE} or runs below {folder}, found none that a figure draws"
@@ -107,7 +107,7 @@ def _labels(spec: dict[str, Any]) -> dict[str, Any]:
     method, dim, bits = str(spec["method"]), int(spec.get("dim") or 0), int(spec.get("bits") or 32)
     label = METHOD_NAMES.get(method, method)
     if method not in ("full", "linear"):
-        label += f" {dim}, {bits} bit{'s' if bits > 1 else ''}"
+        label += f" {SIZES.get(method, '')}{dim}, {bits} bit{'s' if bits > 1 else ''}"
     head = int(spec.get("head_bits") or 32)
     label += f", {head}-bit head" if head < 32 else ""
     return {

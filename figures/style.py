@@ -49,6 +49,9 @@ METHOD_NAMES = {
     "subspace": "random subspace",
 }
 
+SIZES = {"lora": "r", "adaptformer": "h", "subspace": "d"}
+"""What the size of a method is called: LoRA r8, AdaptFormer h8."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

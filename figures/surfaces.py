@@ -101,6 +101,10 @@ def span(surfaces: list[np.ndarray]) -> tuple[float, float]:
     """
     found = np.concatenate([np.zeros(1), *(z[np.isfinite(z)] for z in surfaces)])
     low, high = float(found.min()), float(found.max())
+    if all(np.count_nonzero(np.isfinite(z)) < 2 for z in surfaces):
+        cells = sum(z.size for z in surfaces)
+        broken = sum(np.count_nonzero(~np.isfinite(z)) for z in surfaces)
+        raise TableError(f"figure 'surfaces': the loss is inf or NaN in {broken} of {cells} cells")
     if low == high:
         raise TableError("figure 'surfaces': expected a loss that changes somewhere, found none beside the centre's")
     return (low if low < -_SINKS * high else 0.0), high

@@ -25,7 +25,7 @@ from landscape.errors import LandscapeError
 from landscape.probe import Point, Probe, Row
 
 Floats = NDArray[np.float64]
-Measure = Callable[[Sequence[Point]], dict[Point, list[Row]]]
+Measure = Callable[..., dict[Point, list[Row]]]
 
 START = 5
 """Points along an axis in the first round, denser towards its ends, where a process knows least."""
@@ -65,7 +65,7 @@ def adaptive(
     error
         99th percentile over all points of the error, as a share of the range of the loss over them.
     on_point
-        Called with (points done, points in all); in all is what is expected to be needed.
+        Called after each point with (points done, points of the grid), of which few may be needed.
 
     Raises
     ------
@@ -82,14 +82,17 @@ def adaptive(
     fits: dict[str, Process] = {}
     reached: dict[str, float] = {}
     history: list[tuple[int, float]] = []
-    while True:
-        found |= measure([points[i] for i in chosen if points[i] not in found])
+
+    def tell(done: int, of: int) -> None:
         if on_point is not None:
-            on_point(len(found), len(points))
+            on_point(len(found) + done, len(points))
+
+    while True:
+        found |= measure([points[i] for i in chosen if points[i] not in found], on_point=tell)
         losses = {split: [found[points[i]][s]["loss_nats"] for i in chosen] for s, split in enumerate(probe.objectives)}
         rough = len(chosen) > min(MOST, len(points) // 2) or not np.isfinite(list(losses.values())).all()
         if rough:
-            found |= measure([point for point in points if point not in found])
+            found |= measure([point for point in points if point not in found], on_point=tell)
             break
         fits = {split: Process(cells[chosen], np.array(z), fits.get(split)) for split, z in losses.items()}
         reached = {split: fit.error(cells) for split, fit in fits.items()}

@@ -254,8 +254,9 @@ def _measure(
 def _finish(probe: Probe, rows: Sequence[Row], facts: dict[str, Any]) -> tuple[tuple[Row, ...], dict[str, Any]]:
     broken = sum(row["nonfinite"] > 0 for row in rows)
     if broken:
+        why = "; perturbed variances may be negative there" if probe.space.batch_norm == "perturb" else ""
         warnings.warn(
-            f"{broken} of {len(rows)} rows have losses that are inf or NaN; they stay so, see column nonfinite",
+            f"{broken} of {len(rows)} rows have losses that are inf or NaN; they stay so, see column nonfinite{why}",
             RuntimeWarning,
             stacklevel=4,
         )

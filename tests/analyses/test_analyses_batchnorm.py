@@ -98,5 +98,5 @@ def test_a_network_without_running_statistics_has_no_mode_of_them(checkpoint):
     plain = replace(checkpoint, model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))
     with pytest.raises(AnalysisError, match="no BatchNorm with running statistics"):
         plain.space("full", head=True, batch_norm="recalibrate")
-    with pytest.raises(AnalysisError, match="--vectors element"):
+    with pytest.raises(AnalysisError, match="--batch-norm perturb needs --vectors"):
         checkpoint.space("full", batch_norm="perturb")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
-from analyses.card import card
+from analyses.card import card, measures
 from analyses.checkpoint import open_checkpoint
 from analyses.doctor import ANALYSIS, Doctor, rescale
 from analyses.errors import AnalysisError
@@ -100,9 +100,17 @@ def test_the_cards_curvature_is_that_of_gradients_one_by_one(checkpoint):
         assert abs(row.value - value) < max(4 * row.se, 1e-3 * value), measure
 
 
-def test_an_unknown_measure_is_one_line_with_the_nearest(checkpoint):
-    with pytest.raises(AnalysisError, match="did you mean 'average'"):
-        FLATNESS.measure(checkpoint, OPTIONS, Lines(directions=1, points=3, measures="avrage"))
+@pytest.mark.parametrize(
+    ("names", "text"), [("avrage", "did you mean 'average'"), ("all,foo", "unknown measure 'foo'"), ("", "measure ''")]
+)
+def test_an_unknown_measure_is_one_line_before_anything_is_opened(names, text):
+    with pytest.raises(AnalysisError, match=text):
+        Lines(measures=names)
+
+
+def test_all_measures_are_all_whatever_else_is_named():
+    assert measures("sam, all") == measures("all")
+    assert measures("sam, sam") == ["sam"]
 
 
 def test_a_killed_card_goes_on_with_the_measure_it_was_at(checkpoint, tmp_path, monkeypatch):

@@ -115,13 +115,29 @@ def test_a_requested_error_leaves_cells_unevaluated_and_is_in_the_provenance(fre
     from figures.tables import read_provenance
 
     checkpoint = open_checkpoint(fresh, OPTIONS)
-    table = ANALYSIS.measure(checkpoint, OPTIONS, replace(PLANE, points=15, error=0.05))["points"]
+    seen = []
+    tables = ANALYSIS.measure(
+        checkpoint, OPTIONS, replace(PLANE, points=15, error=0.05), lambda *done: seen.append(done)
+    )
+    table = tables["points"]
+    assert [done for done, _ in seen] == list(range(1, int(table.evaluated.sum()) // 2 + 1))
     assert 0 < table.evaluated.sum() < len(table)
     corner = table[(table.x == 1) & (table.y == 1)].reset_index()
     assert np.array_equal(corner.loss_nats, serial[(serial.x == 1) & (serial.y == 1)].loss_nats)
     facts = read_provenance(fresh / "tables" / "plane")["measured"]["factors"]["interpolation"]
+    summary = tables["summary"].set_index("split").loc["train"]
+    train = table[(table.split == "train") & table.evaluated]
+    assert (summary.cells, summary.evaluated) == (225, len(train))
+    assert summary.estimated_error_share == facts["estimated_error"]["train"]
+    assert summary.highest_rise_nats == train.rise_nats.max()
+    assert summary.centre_loss_nats == train[(train.x == 0) & (train.y == 0)].loss_nats.item()
     assert max(facts["estimated_error"].values()) <= 0.05
     assert facts["evaluated"] == table.evaluated.sum() / 2
+
+
+def test_an_error_that_is_no_share_is_one_line():
+    with pytest.raises(AnalysisError, match="expected --error to be below 1, found 5"):
+        Plane(error=5.0)
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", ""])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import synthetic_tables
 from scipy import stats
 
+from figures import flatness
 from figures.bands import band, head_still, ordered, over_text, own_space, require
 from figures.density import floor
 from figures.precision import changes
@@ -45,6 +47,31 @@ def test_one_run_has_its_interval_over_directions_and_one_direction_over_images(
     np.testing.assert_allclose(single.high - single.mean, 0.5 * stats.norm.ppf(0.975), rtol=1e-6)
     assert np.isnan(band(frame[frame["direction"] == 0], "alpha", "rise_nats").low).all()
     assert over_text([found, single]) == "mean, 95 % interval over 3 directions or images"
+
+
+def test_standard_errors_that_there_are_none_of_are_no_interval():
+    frame = rows({("s0", 0): [1, 2]}).assign(se=np.nan)
+    assert over_text([band(frame, "alpha", "rise_nats", se="se")]) == ""
+
+
+def test_every_row_of_the_radii_shows_all_of_its_lines():
+    """Rows share their columns' axes, and the spaces of the lower ones may reach further."""
+    tables = synthetic_tables.flatness()
+    curves = tables["curves"]
+    further = curves["space"] == "full"
+    assert set(curves["space"]) == {"factors", "full"}
+    curves.loc[further, "logit_radius"] *= 5
+    figure = flatness.draw(tables)
+    for ax in figure.axes:
+        left, right = ax.get_xlim()
+        assert left == 0
+        for drawn in ax.get_lines():
+            assert np.nanmax(drawn.get_xdata()) <= right
+
+
+def test_a_surface_of_nothing_but_nan_says_so():
+    with pytest.raises(TableError, match="inf or NaN in 8 of 9 cells"):
+        span([np.where(np.eye(3)[1] * np.eye(3)[1][:, None] > 0, 0.0, np.nan)])
 
 
 def test_rule_6_a_nan_or_infinity_makes_its_whole_point_so():

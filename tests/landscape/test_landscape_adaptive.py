@@ -147,7 +147,9 @@ def test_what_lies_between_the_first_points_is_seen(shape, side):
     probe = SimpleNamespace(
         space=SimpleNamespace(weights="values"), objectives={"": None}, centre={"": nothing}, at=lambda point: {}
     )
-    rows, facts = adaptive(probe, points, lambda asked: {p: [{"loss_nats": loss(*p)}] for p in asked}, 0.005, None)
+    rows, facts = adaptive(
+        probe, points, lambda asked, on_point: {p: [{"loss_nats": loss(*p)}] for p in asked}, 0.005, None
+    )
     missed = np.abs([row["loss_nats"] - loss(*p) for row, p in zip(rows, points, strict=True)])
     drawn = np.ptp([loss(*p) for p in points])
     assert np.quantile(missed, 0.99) / drawn <= max(facts["interpolation"]["estimated_error"][""], 1e-9)
