@@ -1,14 +1,17 @@
 """Can this checkpoint's landscape be trusted? ``python -m analyses.doctor CKPT [CKPT ...]``.
 
-Centre, restore, order, determinism, batch size, reduced precision and the share that moves, each passed or failed with
-its figure, in every space of the checkpoint; then a rescale that leaves the function as it is, and what each measure
-made of it: one that changes does not speak of the function. The last line is made for a figure's caption.
+Centre, restore, order, determinism, batch size, reduced precision, the share that moves, and the derivatives beside
+differences of the loss, each passed or failed with its figure, in every space of the checkpoint; then a rescale that
+leaves the function as it is, and what each measure made of it: one that changes does not speak of the function. The
+last line is made for a figure's caption.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,8 @@ from tyro.conf import Positional
 
 from analyses.bounds import positive
 from analyses.command import Analysis
-from analyses.options import Options
+from analyses.options import Options, settings_of
+from analyses.store import Tables, announce, cached
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,9 +30,11 @@ if TYPE_CHECKING:
 
     from analyses.checkpoint import Checkpoint
     from analyses.command import OnStep
-    from analyses.store import Tables
     from landscape.checks import Check
 
+FEW = 32
+"""Images on which a rescale is tried."""
+RESCALE = ["measure", "unit", "before", "after", "ratio", "change_of_loss_nats", "rescale", "factor"]
 ROUNDED = 1e-3
 """Nats, or share of a loss above one, that float32 rounding explains in the loss of a sample after a rescale."""
 
@@ -48,37 +54,56 @@ class Doctor:
 
 
 def compute(checkpoint: Checkpoint, options: Options, spec: Doctor, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
-    """The checks of one checkpoint on its training images, a row a space and check; and the rescale, where known."""
+    """The checks of one checkpoint on its training images, a row a space and check; and the rescale, where known.
+
+    A space that is finished is kept, for a command that goes on after a kill.
+    """
+    import pandas as pd
+
+    from figures.tables import key_of
+
+    about = {**options.settings(), **settings_of(spec), "checkpoint": checkpoint.identity}
+    parts = checkpoint.folder / "tables" / ANALYSIS.part / "parts" / key_of(about)
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for kind in checkpoint.spaces():
+        found = cached(parts / kind, {**about, "space": kind}, partial(_of_space, checkpoint, kind, options, spec))
+        for name, frame in found.items():
+            tables.setdefault(name, []).append(frame)
+        if on_step:
+            on_step()
+    joined = {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
+    return joined, {"spent": [partial(shutil.rmtree, parts, ignore_errors=True)]}
+
+
+def _of_space(checkpoint: Checkpoint, kind: str, options: Options, spec: Doctor) -> tuple[Tables, dict[str, Any]]:
     import pandas as pd
 
     from analyses.measure import labelled
     from landscape.checks import examine, rescaled, to_frame
     from landscape.derivatives import derivatives
 
-    checks, scales, captions = [], [], []
-    for kind in checkpoint.spaces():
-        space = checkpoint.space(kind)
-        objective = checkpoint.objectives(space.model, ("train",), options)["train"]
-        found = examine(objective, space, seed=options.seed, extent=spec.extent)
-        found += derivatives(objective, space, seed=options.seed)
-        known = rescale(space.model, checkpoint.method, spec.factor)
-        if known:
-            what, factors = known
-            rows = pd.DataFrame(rescaled(measures(objective, options.seed), space, factors, objective))
-            scales.append(labelled(rows.assign(rescale=what, factor=spec.factor), checkpoint, space=kind))
-            found.append(left_as_is(what, float(rows.change_of_loss_nats[0]), objective.evaluate().mean_loss))
-        else:
-            found.append(not_applicable())
-        report = to_frame(found)
-        checks.append(labelled(report, checkpoint, space=kind))
-        line = caption(checkpoint, kind, report, objective.n, space.k)
-        captions.append(labelled(pd.DataFrame({"caption": [line]}), checkpoint, space=kind))
-        if on_step:
-            on_step()
-    columns = ["measure", "unit", "before", "after", "ratio", "change_of_loss_nats", "rescale", "factor"]
-    empty = labelled(pd.DataFrame(columns=columns), checkpoint, space="")
-    tables = {"checks": checks, "rescale": scales or [empty], "captions": captions}
-    return {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}, {}
+    space = checkpoint.space(kind)
+    objective = checkpoint.objectives(space.model, ("train",), options)["train"]
+    found = examine(objective, space, seed=options.seed, extent=spec.extent)
+    found += derivatives(objective, space, seed=options.seed)
+    failed = [check.check for check in found if check.outcome == "fail"]
+    said = f"{kind} space: {sum(c.outcome == 'pass' for c in found)} of {len(found)} checks pass"
+    announce(options.quiet, said + (f", failed: {', '.join(failed)}" if failed else "") + "; the rescale follows")
+    rows = pd.DataFrame(columns=RESCALE)
+    if known := rescale(space.model, checkpoint.method, spec.factor):
+        what, factors = known
+        # What a measure is multiplied by does not depend on how many images there are.
+        fewer = replace(options, samples=min(options.samples, FEW))
+        few = checkpoint.objectives(space.model, ("train",), fewer)["train"]
+        rows = pd.DataFrame(rescaled(measures(few, options.seed), space, factors, few))
+        rows = rows.assign(rescale=what, factor=spec.factor)
+        found.append(left_as_is(what, float(rows.change_of_loss_nats[0]), few.evaluate().mean_loss))
+    else:
+        found.append(not_applicable())
+    report = to_frame(found)
+    line = caption(checkpoint, kind, report, objective.n, space.k)
+    tables = {"checks": report, "rescale": rows, "captions": pd.DataFrame({"caption": [line]})}
+    return {name: labelled(frame, checkpoint, space=kind) for name, frame in tables.items()}, {}
 
 
 def measures(objective: Any, seed: int) -> dict[str, Any]:
@@ -122,7 +147,21 @@ def not_applicable() -> Check:
 
 def rescale(model: torch.nn.Module, method: str, factor: float) -> tuple[str, Mapping[str, torch.Tensor]] | None:
     """A rescale that is known to leave the function of this network as it is: in words, and the factors by tensor."""
-    return _of_attention(model, factor) or _of_residual_block(model, factor)
+    return _of_attention(model, factor) or _of_low_rank(model, factor) or _of_residual_block(model, factor)
+
+
+def _of_low_rank(model: torch.nn.Module, factor: float) -> tuple[str, Mapping[str, torch.Tensor]] | None:
+    # (B / c) relu(c A x) = B relu(A x), and without the ReLU: the gauge of two factors without biases.
+    import torch
+
+    from train.methods._parts import LowRank
+
+    for name, module in model.named_modules():
+        if isinstance(module, LowRank) and type(module.act) in (torch.nn.Identity, torch.nn.ReLU):
+            first = module.down.weight.new_tensor(factor)
+            factors = {f"{name}.down.weight": first, f"{name}.up.weight": 1 / first}
+            return f"{name}.down times {factor:g}, {name}.up divided by it", factors
+    return None
 
 
 def _of_residual_block(model: torch.nn.Module, factor: float) -> tuple[str, Mapping[str, torch.Tensor]] | None:
@@ -155,7 +194,8 @@ def _of_attention(model: torch.nn.Module, factor: float) -> tuple[str, Mapping[s
 
     for name, module in model.named_modules():
         qkv, heads = getattr(module, "qkv", None), getattr(module, "num_heads", 0)
-        if not isinstance(qkv, torch.nn.Linear) or not heads or getattr(module, "fused_qk_norm", False):
+        # Another class of projection may add to what its matrix gives.
+        if type(qkv) is not torch.nn.Linear or not heads or getattr(module, "fused_qk_norm", False):
             continue
         if not isinstance(getattr(module, "q_norm", torch.nn.Identity()), torch.nn.Identity):
             continue  # a norm of queries takes any scale out again
@@ -212,8 +252,6 @@ def main(checkpoints: Positional[tuple[Path, ...]], /, options: Options = Option
     doctor
         What is checked.
     """
-    from analyses.store import announce
-
     tables = ANALYSIS.run(checkpoints, options, doctor)
     announce(options.quiet, *changes(tables["rescale"]), *tables["captions"].caption)
     return int((tables["checks"].outcome == "fail").any())

@@ -14,7 +14,9 @@ from analyses.flatness import ANALYSIS as FLATNESS
 from analyses.flatness import Lines
 from analyses.options import Options
 from landscape.sharpness import card as sharpness_card
+from train.build import build
 from train.loop import fit
+from train.methods import get
 from train.recipe import Recipe
 from train.spec import RunSpec
 from train.tasks import load
@@ -62,6 +64,24 @@ def test_the_rescale_of_attention_leaves_the_function(checkpoint):
         for name, tensor in saved.items():
             model.get_parameter(name).copy_(tensor)
     assert torch.allclose(before, after, atol=1e-4)
+
+
+def test_the_rescale_of_a_lora_leaves_the_function_before_and_after_it_is_merged():
+    spec = RunSpec(task="digits", backbone="random:test_vit", img_size=32, method="lora", dim=4)
+    model = build(spec, 10).eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, 32, 32, generator=generator)
+    with torch.no_grad():
+        for name in get("lora").adapter_names(model):
+            model.get_parameter(name).copy_(torch.randn(model.get_parameter(name).shape, generator=generator) / 9)
+        for said in ("lora_q.down", "query"):
+            what, factors = rescale(model, "lora", 4.0)
+            assert said in what
+            before = model(x)
+            for name, factor in factors.items():
+                model.get_parameter(name).mul_(factor)
+            assert torch.allclose(model(x), before, atol=1e-4)
+            get("lora").fold(model)
 
 
 def test_the_card_of_measures_is_a_table_beside_the_lines(checkpoint):
