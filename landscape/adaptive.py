@@ -36,7 +36,7 @@ between them still may."""
 GROWTH = 0.2
 """Share by which a round adds to the points, at most; fewer where the last rounds say that fewer are enough."""
 QUANTILE = 0.99
-SAFETY, FEW = 1.3, 20
+SAFETY, FEW = 1.5, 22
 """Factor SAFETY (1 + FEW / points) on the estimated error: what makes it no lower than the true one on 95 % of surfaces
 (the tests count). Few points say little of how smooth a surface is, an uncertainty that the process leaves out."""
 KERNELS: dict[float, tuple[float, ...]] = {
