@@ -65,7 +65,8 @@ def test_an_architecture_without_a_rescale_says_so_in_its_checks(tmp_path):
     model = Net()
     objective = Objective(model, torch.randn(8, 3), torch.randint(0, 4, (8,)))
     checkpoint = SimpleNamespace(
-        label="net", method="full", identity="net", folder=tmp_path, labels=lambda: {"run": "net"}, spaces=lambda: ["full"],
+        label="net", method="full", identity="net", folder=tmp_path, labels=lambda: {"run": "net"},
+        spaces=lambda: ["full"],
         space=lambda kind: Space(model, ["layer.weight"]), objectives=lambda *_: {"train": objective},
     )  # fmt: skip
     tables, _ = ANALYSIS.compute(checkpoint, Options(quiet=True), Doctor(), None)
