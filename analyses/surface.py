@@ -78,7 +78,7 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Plane, on_step: OnSt
 
     space, arguments = _plane(checkpoint, options, spec)
     found = plane(**arguments, error=spec.error, on_point=on_step)
-    frame = labelled(found.to_frame(), checkpoint)
+    frame = labelled(found.to_frame(), checkpoint).assign(axes=spec.axes)
     evaluated = frame[frame["evaluated"]]
     summary = labelled(_summary(found, evaluated), checkpoint, space=space)
     spent = partial(clear, arguments["store"], set(zip(evaluated["x"], evaluated["y"], strict=True)))

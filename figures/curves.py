@@ -60,7 +60,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 @styled
-def plot(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def plot(frame: pd.DataFrame, ax: Axes | None = None, *, unit: str = "nats") -> Axes:
     """Draw the rise of the loss on one pair of axes, a line for each label, split and space that the frame holds."""
     frame = require(frame, "curves", ["alpha", "rise_nats"])
     ax = new_axes(ax)
@@ -68,7 +68,7 @@ def plot(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     if keys:
         frame = frame.assign(label=frame[keys].agg(", ".join, axis=1))
     drawn = lines(ax, frame, "alpha", "rise_nats", "rise_se_nats", look=looks(frame))
-    ax.set(xlabel="distance α along the direction", ylabel="rise of the loss (nats)")
+    ax.set(xlabel="distance α along the direction", ylabel="rise of the loss" + (f" ({unit})" if unit else ""))
     if keys:
         ax.legend(title=over_text(drawn))
     return ax

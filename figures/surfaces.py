@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 TABLES = {"surface": ("points",)}
 COLUMNS = ["x", "y", "rise_nats"]
 COLOURS = "cividis_r"
-UNIT = "rise of the {} loss (nats)"
+AXES = {
+    "random": ("α, first direction", "α, second direction"),
+    "eigenvectors": ("α, first eigenvector", "α, second eigenvector"),
+}
 # Share of the highest rise by which a surface may sink below its centre and still be drawn as a basin around it.
 _SINKS = 0.05
 
@@ -33,6 +36,8 @@ _SINKS = 0.05
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Draw one panel for each label (and space, where a label has several), the first seed of each."""
     chosen, panels_of = panels(tables["points"])
+    axes_of = set(tables["points"]["axes"]) if "axes" in tables["points"] else set()
+    first, second = AXES["eigenvectors" if axes_of == {"eigenvectors"} else "random"]
     shared = levels([z for *_, z in panels_of.values()])
     per_row = min(len(panels_of), 3)
     rows = math.ceil(len(panels_of) / per_row)
@@ -48,26 +53,32 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         ax.label_outer()
         below_is_empty = used.index(ax) + per_row >= len(used)
         ax.tick_params(labelbottom=below_is_empty)
-        ax.set_xlabel("α, first direction" if below_is_empty else "")
+        ax.set_xlabel(first if below_is_empty else "")
     for ax in axes[:, 0]:
-        ax.set_ylabel("α, second direction")
+        ax.set_ylabel(second)
     bar = fig.colorbar(filled, ax=used, shrink=0.84, aspect=26, pad=0.015, ticks=shared)
     bar.ax.set_yticklabels([f"{level:.2g}" for level in shared])
-    bar.set_label(UNIT.format(chosen))
+    bar.set_label(rise_of(chosen))
     bar.outline.set_linewidth(0.5)
     letter(used)
     return fig
 
 
 @styled
-def plot(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw the contours of one surface on one pair of axes, with its own levels, labelled."""
+def plot(frame: pd.DataFrame, ax: Axes | None = None, *, unit: str = "nats") -> Axes:
+    """Draw the contours of one surface on one pair of axes, with its own levels, labelled; ``unit`` of its loss."""
     chosen, found = panels(frame)
     x, y, z = next(iter(found.values()))
     ax = new_axes(ax)
     ax.clabel(contours(ax, x, y, z, levels([z]), lines_only=True), fontsize=6)
-    ax.set(xlabel="α, first direction", ylabel="α, second direction", title=UNIT.format(chosen))
+    first, second = AXES["random"]
+    ax.set(xlabel=first, ylabel=second, title=rise_of(chosen, unit))
     return ax
+
+
+def rise_of(split: str, unit: str = "nats") -> str:
+    """What is drawn, in words; without a unit where none is known."""
+    return f"rise of the {split} loss" + (f" ({unit})" if unit else "")
 
 
 def panels(frame: pd.DataFrame) -> tuple[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:

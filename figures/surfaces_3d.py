@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.style import TWO_COLUMNS, new_figure, styled
-from figures.surfaces import COLOURS, UNIT, panels, span
+from figures.surfaces import COLOURS, panels, rise_of, span
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         relief(ax, x, y, z, heights)
         fig.text((column + 0.5) / per_row, 1 - (row + 0.02) / rows, title, va="top", ha="center")
         if column == per_row - 1 or place == len(found) - 1:
-            ax.set_zlabel(UNIT.format(chosen))
+            ax.set_zlabel(rise_of(chosen))
     return fig
 
 
@@ -54,7 +54,7 @@ def plot(frame: pd.DataFrame, ax: Any = None) -> Any:
 
         ax = pyplot.figure(figsize=(3.6, 3.2)).add_subplot(projection="3d")
     relief(ax, x, y, z, span([z]))
-    ax.set_zlabel(UNIT.format(chosen))
+    ax.set_zlabel(rise_of(chosen))
     return ax
 
 

@@ -49,7 +49,7 @@ def _draw(ax: Axes, frame: pd.DataFrame, points: pd.DataFrame | None) -> PathCol
         x, y, z = next(iter(found.values()))
         if z[np.isfinite(z)].any():
             ax.clabel(surfaces.contours(ax, x, y, z, surfaces.levels([z]), lines_only=True), fontsize=5)
-            title = f"{surfaces.UNIT.format(split)}\n{title}"
+            title = f"{surfaces.rise_of(split)}\n{title}"
         # The second direction is often much shorter than the first.
         ax.set_aspect("auto")
     ax.plot(frame["x"], frame["y"], color=GREY, lw=0.8, zorder=3)

@@ -53,6 +53,14 @@ class _Points:
     def _repr_html_(self) -> str:
         return f"<p>{self}</p>" + self.to_frame().to_html(index=False, max_rows=20)
 
+    def _labelled(self) -> pd.DataFrame:
+        return self.to_frame().assign(label=self.provenance["space"]["kind"])
+
+    @property
+    def _unit(self) -> str:
+        # A loss of the user's own is in a unit of its own.
+        return "nats" if {o["loss"] for o in self.provenance["objectives"].values()} == {"cross entropy"} else ""
+
     def _chosen(self, column: str, split: str | None) -> Floats:
         splits = list(self.provenance["objectives"])
         name = splits[0] if split is None else split
@@ -75,7 +83,7 @@ class Curve(_Points):
         """Draw as the paper's figure does; returns the axes."""
         from figures import curves
 
-        return curves.plot(self.to_frame().assign(label=self.provenance["space"]["kind"]), ax)
+        return curves.plot(self._labelled(), ax, unit=self._unit)
 
     def __repr__(self) -> str:
         return f"Curve({len(self.alphas)} points, {_summary(self.provenance)})"
@@ -96,7 +104,7 @@ class Surface(_Points):
         """Draw as the paper's figure does; returns the axes."""
         from figures import surfaces
 
-        return surfaces.plot(self.to_frame().assign(label=self.provenance["space"]["kind"]), ax)
+        return surfaces.plot(self._labelled(), ax, unit=self._unit)
 
     def __repr__(self) -> str:
         return f"Surface({len(self.xs)} x {len(self.ys)} points, {_summary(self.provenance)})"

@@ -8,7 +8,7 @@ import pytest
 import synthetic_tables
 from scipy import stats
 
-from figures import flatness
+from figures import flatness, surfaces
 from figures.bands import band, head_still, ordered, over_text, own_space, require
 from figures.density import floor
 from figures.precision import changes
@@ -67,6 +67,13 @@ def test_every_row_of_the_radii_shows_all_of_its_lines():
         assert left == 0
         for drawn in ax.get_lines():
             assert np.nanmax(drawn.get_xdata()) <= right
+
+
+def test_the_axes_say_which_plane_it_is():
+    points = synthetic_tables.surface(n=5)
+    for axes, said in (("random", "α, first direction"), ("eigenvectors", "α, first eigenvector")):
+        figure = surfaces.draw({"points": points.assign(axes=axes)})
+        assert {ax.get_xlabel() for ax in figure.axes} - {""} == {said}
 
 
 def test_a_surface_of_nothing_but_nan_says_so():

@@ -238,6 +238,23 @@ def test_a_model_of_another_space_and_bad_coordinates_are_refused():
         line(objective, space, d, [0.0]).values(split="train")
 
 
+def test_a_loss_of_the_users_own_is_not_drawn_in_nats():
+    model = seeded(Mlp)
+    x, y = data(Mlp)
+    axis = grid(1.0, 5)
+    space = Space(model, ["up.weight"])
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    for loss, unit in ((None, " (nats)"), (lambda z, t: z.square().sum(dim=1), "")):
+        objective = Objective(model, x, y, loss=loss)
+        assert line(objective, space, draw(space, 0), axis).plot().get_ylabel() == "rise of the loss" + unit
+        found = plane(objective, space, *orthogonal_pair(space, (0, 1)), axis, axis)
+        assert found.plot().get_title() == "rise of the data loss" + unit
+    plt.close("all")
+
+
 def test_plots_are_those_of_the_figures():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
