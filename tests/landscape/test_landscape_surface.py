@@ -251,7 +251,7 @@ def test_a_loss_of_the_users_own_is_not_drawn_in_nats():
         objective = Objective(model, x, y, loss=loss)
         assert line(objective, space, draw(space, 0), axis).plot().get_ylabel() == "rise of the loss" + unit
         found = plane(objective, space, *orthogonal_pair(space, (0, 1)), axis, axis)
-        assert found.plot().get_title() == "rise of the data loss" + unit
+        assert found.plot().get_title(loc="left") == "rise of the data loss" + unit
     plt.close("all")
 
 
