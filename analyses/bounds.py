@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 from analyses.errors import AnalysisError
 
@@ -10,40 +11,25 @@ from analyses.errors import AnalysisError
 def at_least(least: int, **settings: float | None) -> None:
     """Refuse a setting below ``least``, or NaN; None is one that was not given.
 
-    Raises
-    ------
-    AnalysisError
-        For the first such one, named as its flag.
+    An ``AnalysisError`` names the first such one as its flag.
     """
-    for name, value in settings.items():
-        if value is not None and not value >= least:
-            raise AnalysisError(f"expected {_flag(name)} to be at least {least}, found {value}")
+    _refuse(settings, lambda value: value >= least, f"at least {least}")
 
 
 def below(limit: float, **settings: float | None) -> None:
     """Refuse a setting of ``limit`` or more; None is one that was not given.
 
-    Raises
-    ------
-    AnalysisError
-        For the first such one, named as its flag.
+    An ``AnalysisError`` names the first such one as its flag.
     """
-    for name, value in settings.items():
-        if value is not None and not value < limit:
-            raise AnalysisError(f"expected {_flag(name)} to be below {limit:g}, found {value}")
+    _refuse(settings, lambda value: value < limit, f"below {limit:g}")
 
 
 def positive(**settings: float | None) -> None:
     """Refuse a setting that is not positive and finite; None is one that was not given.
 
-    Raises
-    ------
-    AnalysisError
-        For the first such one, named as its flag.
+    An ``AnalysisError`` names the first such one as its flag.
     """
-    for name, value in settings.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise AnalysisError(f"expected {_flag(name)} to be positive and finite, found {value}")
+    _refuse(settings, lambda value: math.isfinite(value) and value > 0, "positive and finite")
 
 
 def odd(**settings: int) -> None:
@@ -59,6 +45,13 @@ def odd(**settings: int) -> None:
             raise AnalysisError(
                 f"expected {_flag(name)} to be odd and at least 3, so that the centre is one; found {value}"
             )
+
+
+def _refuse(settings: Mapping[str, float | None], allowed: Callable[[float], bool], expected: str) -> None:
+    # NaN compares as false: no bound allows it.
+    for name, value in settings.items():
+        if value is not None and not allowed(value):
+            raise AnalysisError(f"expected {_flag(name)} to be {expected}, found {value}")
 
 
 def _flag(name: str) -> str:

@@ -296,7 +296,7 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any], within: str = "") -
     for name in sorted({*a, *b} - {"seed"}):
         one, other = a.get(name), b.get(name)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += _differences(one, other, f"{name}.")
+            found += _differences(one, other, f"{within}{name}.")
         elif one != other:
             found.append(f"{within}{name} {one} and {other}")
     return found

@@ -15,6 +15,7 @@ from figures.style import (
     new_figure,
     percent_axis,
     styled,
+    with_unit,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def plot(frame: pd.DataFrame, ax: Axes | None = None, *, unit: str = "nats") -> 
     if keys:
         frame = frame.assign(label=frame[keys].agg(", ".join, axis=1))
     drawn = lines(ax, frame, "alpha", "rise_nats", "rise_se_nats", look=looks(frame))
-    ax.set(xlabel="distance α along the direction", ylabel="rise of the loss" + (f" ({unit})" if unit else ""))
+    ax.set(xlabel="distance α along the direction", ylabel=with_unit("rise of the loss", unit))
     if keys:
         ax.legend(title=over_text(drawn))
     return ax

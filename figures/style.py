@@ -52,6 +52,12 @@ METHOD_NAMES = {
 SIZES = {"lora": "r", "adaptformer": "h", "subspace": "d"}
 """What the size of a method is called: LoRA r8, AdaptFormer h8."""
 
+
+def with_unit(text: str, unit: str) -> str:
+    """The label of an axis; without a unit where none is known."""
+    return f"{text} ({unit})" if unit else text
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.bands import head_still, require
-from figures.style import SPACE_NAMES, TWO_COLUMNS, letter, new_axes, new_figure, styled
+from figures.style import SPACE_NAMES, TWO_COLUMNS, letter, new_axes, new_figure, styled, with_unit
 from figures.tables import TableError
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def plot(frame: pd.DataFrame, ax: Axes | None = None, *, unit: str = "nats") -> 
 
 
 def rise_of(split: str, unit: str = "nats") -> str:
-    """What is drawn, in words; without a unit where none is known."""
-    return f"rise of the {split} loss" + (f" ({unit})" if unit else "")
+    """What is drawn, in words."""
+    return with_unit(f"rise of the {split} loss", unit)
 
 
 def panels(frame: pd.DataFrame) -> tuple[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
