@@ -57,6 +57,7 @@ class Graphs(Generic[G]):
         self._budget = float(budget(objective.device) if keep_bytes is None else keep_bytes)
         self._used = 0.0
         self._kept: dict[int, G] = {}
+        self._weights: tuple[int, ...] = ()
         self._size: GraphSize | None = None
 
     def __iter__(self) -> Iterator[G]:
@@ -67,6 +68,9 @@ class Graphs(Generic[G]):
         G
             What ``build`` returned for a batch's rows.
         """
+        if (weights := self._versions()) != self._weights:  # written since, as a surface drawn in between does
+            self.clear()
+            self._weights = weights
         if self._size is None:
             self._size = GraphSize.measured(self._made, self.objective)
             if not self._given:
@@ -110,6 +114,11 @@ class Graphs(Generic[G]):
             torch.cuda.empty_cache()
         warnings.warn(f"out of memory: {what}", RuntimeWarning, stacklevel=4)
         return True
+
+    def _versions(self) -> tuple[int, ...]:
+        # How often each tensor was written in place: autograd goes back through none that was since its graph was made.
+        model = self.objective.model
+        return tuple(t._version for t in (*model.parameters(), *model.buffers()))
 
     def _made(self, rows: slice) -> G:
         graph = self.build(rows)

@@ -18,7 +18,7 @@ from landscape_nets import Mlp, data, everything, seeded
 from torch import nn
 from torch.autograd.functional import hessian
 
-from landscape import LandscapeError, Objective, Space
+from landscape import LandscapeError, Objective, Space, draw, line
 from landscape.curvature import CentralDifference, Fisher, GaussNewton, Hessian
 
 
@@ -144,6 +144,20 @@ def test_kept_and_rebuilt_graphs_give_the_same_bits_and_cost_what_they_say():
     assert kept[:2] == [1.0, 0.0]
     assert 0 < kept[2] < 1
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("operator_of", [Hessian, GaussNewton, Fisher])
+def test_products_go_on_after_a_line_was_drawn_inside(operator_of):
+    model, x, y = case("vit")
+    objective, space = Objective(model, x, y), Space(model, moving(model))
+    with operator_of(objective, space) as operator:
+        v = torch.ones(operator.size, dtype=operator.dtype)
+        before, built = operator.product(v), operator.graphs.built
+        line(objective, space, draw(space, 0), [-1.0, 0.0, 1.0])
+        assert torch.equal(operator.product(v), before)
+        assert operator.graphs.built == built + 1  # anew, since autograd refuses tensors that were written to
+        operator.product(v)
+        assert operator.graphs.built == built + 1
 
 
 @pytest.mark.parametrize("kind", [Hessian, GaussNewton, Fisher, CentralDifference])
