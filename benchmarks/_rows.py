@@ -92,14 +92,16 @@ def clock() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def alternated(work: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def alternated(
+    work: Mapping[str, Callable[[], object]], repeats: int, *, now: Callable[[], float] = clock
+) -> dict[str, float]:
     """Median seconds of each; called in turn, so that what slows the machine for a while slows all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
         for name, call in work.items():
-            started = clock()
+            started = now()
             call()
-            seconds[name].append(clock() - started)
+            seconds[name].append(now() - started)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 

@@ -26,6 +26,8 @@ class Settings:
         Whether the error of the whole adaptive surface is checked against all its points.
     check_axis, check_samples, check_seeds
         Points along an axis, images and planes a model where stated errors are checked on many surfaces.
+    device
+        Where the share of the matmul peak is measured.
     most
         An attempt of another tool is stopped after this many times our seconds (at least a minute).
     landscaper
@@ -44,6 +46,7 @@ class Settings:
     check_axis: int = 25
     check_samples: int = 64
     check_seeds: int = 8
+    device: str = "cpu"
     most: float = 1.5
     landscaper: Path | None = None
 

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 Section = Literal[
     "grid", "reference", "adaptive", "errors", "images", "together", "surface tools",
-    "products", "eigenvalues", "density", "memory",
+    "products", "eigenvalues", "density", "memory", "device",
 ]  # fmt: skip
 SECTIONS: tuple[Section, ...] = (
     "grid", "reference", "adaptive", "errors", "images", "together", "surface tools",
-    "products", "eigenvalues", "density", "memory",
+    "products", "eigenvalues", "density", "memory", "device",
 )  # fmt: skip
 DESCRIPTION = """Time the landscape engine beside bare forward passes, the reference of Li et al. and other tools.
 
@@ -37,6 +37,7 @@ def main(
     samples: int | None = None,
     epochs: int = 6,
     threads: int | None = None,
+    device: str = "cpu",
     landscaper: Path | None = None,
     models: Path | None = None,
     out: Path | None = None,
@@ -54,6 +55,7 @@ def main(
         samples: Images of the surfaces; 200 if left out.
         epochs: Of the training.
         threads: Of torch; one if left out.
+        device: Where the share of the matmul peak is measured: cpu, cuda.
         landscaper: Interpreter of an environment with landscaper.
         models: Where models are trained and found again.
         out: Folder to write to, such as ./benchmarks.
@@ -67,7 +69,7 @@ def main(
     from benchmarks._settings import Settings, Subjects
     from figures.command import emit
 
-    settings = Settings(full_grids=full_grids, landscaper=landscaper)
+    settings = Settings(full_grids=full_grids, device=device, landscaper=landscaper)
     if quick:
         settings = replace(
             settings,
@@ -102,7 +104,7 @@ def measure(section: Section, subjects: Subjects, settings: Settings) -> list[Ro
     """The rows of one section; of a tiny net without targets, which speak of real ones."""
     from dataclasses import replace
 
-    from benchmarks import _errors, _memory, _products, _spectra, _surfaces
+    from benchmarks import _device, _errors, _memory, _products, _spectra, _surfaces
 
     measures: dict[Section, Callable[[Subjects, Settings], list[Row]]] = {
         "grid": _surfaces.grid_rows,
@@ -116,6 +118,7 @@ def measure(section: Section, subjects: Subjects, settings: Settings) -> list[Ro
         "eigenvalues": _spectra.eigenvalue_rows,
         "density": _spectra.density_rows,
         "memory": _memory.memory_rows,
+        "device": _device.device_rows,
     }
     rows = measures[section](subjects, settings)
     return [replace(row, target=float("nan")) for row in rows] if subjects.small else rows

@@ -27,10 +27,15 @@ def of_space(space: Space) -> dict[str, Any]:
         },
         "mode": {"eval": True, "batch_norm": space.batch_norm, "weights": space.weights},
         "dtype": str(first.dtype).removeprefix("torch."),
-        "device": first.device.type,
+        "device": name_of(first.device),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
+
+
+def name_of(device: torch.device) -> str:
+    """The kind of a device, and of a GPU its name: another one rounds in another way."""
+    return f"cuda, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
 def of_objective(objective: Objective) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks._curvature_tools import vectors_of
+from benchmarks._device import operations
 from benchmarks._reference import filter_normalised, in_memory, surface
 
 
@@ -42,11 +43,19 @@ def test_the_reference_is_the_literal_surface():
 
 
 def test_the_command_measures_a_tiny_net(command):
-    done = command("benchmarks.landscape", "--tiny", "--quick", "--sections", "grid", "adaptive", "errors", "images")
+    sections = "grid", "adaptive", "errors", "images", "device"
+    done = command("benchmarks.landscape", "--tiny", "--quick", "--sections", *sections)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert {row["section"] for row in rows} == {"grid", "adaptive", "errors", "images"}
+    assert {row["section"] for row in rows} == set(sections)
     assert all(float(row["value"]) > 0 for row in rows if row["section"] != "errors")
     assert all(float(row["value"]) >= 0 for row in rows)
+
+
+def test_operations_are_those_of_the_matrix_products():
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    assert operations(lambda: model(torch.zeros(7, 5))) == 2 * 7 * (5 * 6 + 6 * 3)
+    q = torch.zeros(1, 2, 8, 4)  # two heads, eight tokens of four channels: scores, and what they weigh
+    assert operations(lambda: nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * (2 * 2 * 8 * 8 * 4)
 
 
 def test_tools_are_asked_for_products_with_the_vector_that_the_truth_is_of():
