@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from landscape.curvature.basis import Floats, memory_for
-from landscape.curvature.lanczos import End, Lanczos
+from landscape.curvature.deflation import left_out, steps_after
+from landscape.curvature.lanczos import End, Lanczos, best_within
 from landscape.curvature.operator import Operator
 from landscape.errors import LandscapeError, nearest
 from landscape.estimate import Estimate, Status
@@ -134,8 +135,9 @@ def top_eigenvalues(
     seed
         Of the start block and of what replaces a direction after a breakdown.
     block
-        Vectors multiplied at once, B. One Krylov space holds one vector of a multiple eigenvalue, or of several closer
-        than the tolerance, until it has found all else; a block holds B of them.
+        Vectors multiplied at once, B. One Krylov space holds one vector of a multiple eigenvalue, a block holds B of
+        them; what it leaves out is looked for from another start, a quarter of the products more, while the budget
+        lasts (``check_products`` of the details).
     memory_bytes
         For the basis, which is restarted when it is full. None as for :func:`.memory_for`.
 
@@ -156,6 +158,19 @@ def top_eigenvalues(
                 break
             # What the recurrence promised did not hold in a true product; it is asked for that much more.
             promise *= 0.5 * tolerance / worst
+        search.let_go()
+        products, checked, added = search.products, 0, 0
+        steps = steps_after(products)
+        while state == "converged" and not search.exhaustive and products + steps + k + 2 <= max_products:
+            better, taken = left_out(
+                operator, values, vectors, end=end, within=tolerance * search.scale, steps=steps,
+                budget=max_products - products - k - 1, seed=seed + 1 + added, memory_bytes=memory_bytes,
+            )  # fmt: skip
+            products, checked = products + taken, checked + taken
+            if better is None:
+                break
+            values, vectors, residuals = best_within(operator, torch.cat([vectors, better]), k, end)
+            products, added = products + k + 1, added + 1
     converged = residuals <= tolerance * search.scale
     if state != "diverged":
         state = "converged" if converged.all() else "budget"
@@ -169,13 +184,13 @@ def top_eigenvalues(
         tolerance=tolerance,
         scale=search.scale,
         iterations=search.iterations,
-        products=search.products,
+        products=products,
         status=state,
         cost=cost,
         details={
             **operator.describe(), "end": end, "tolerance": tolerance, "scale": search.scale, "seed": seed,
             "block": block, "iterations": search.iterations, "restarts": search.restarts,
-            "breakdowns": search.breakdowns,
+            "breakdowns": search.breakdowns, "check_products": checked, "added_by_check": added,
         },
     )  # fmt: skip
 

@@ -66,6 +66,15 @@ class Lanczos:
         """Whether every direction there is has been multiplied."""
         return len(self.t) == self.operator.size
 
+    @property
+    def exhaustive(self) -> bool:
+        """Whether the space became invariant, so that other starts have looked for what it lacks."""
+        return self.complete or self.breakdowns > 0
+
+    def let_go(self) -> None:
+        """Free the basis; the counts stay."""
+        self.basis = Basis(self.operator, 0)
+
     def run(self, promise: float, budget: int) -> Status:
         """Go on until the wanted pairs promise residuals within ``promise * scale``, or the budget ends."""
         while not (self.complete or self._promised(promise * self.scale)):
@@ -85,17 +94,10 @@ class Lanczos:
         if math.isnan(self.scale):
             nothing = torch.full((self.k, self.operator.size), math.nan)
             return np.full(self.k, math.nan), nothing.to(self.basis.vectors), np.full(self.k, math.nan)
-        _, columns = self._ritz(self.t)
+        _, columns = ritz(self.t, self.end)
         turn = torch.from_numpy(columns[:, : self.k].T.copy()).to(self.basis.vectors)
-        vectors = turn @ self.basis.vectors[: len(self.t)]
-        images = self._multiplied(vectors)
-        # Rayleigh and Ritz once more within the k vectors, whose true images are known now.
-        projected = inner(vectors, images)
-        values, turned = self._ritz((projected + projected.T) / 2)
-        again = torch.from_numpy(turned.T.copy()).to(vectors)
-        vectors, images = again @ vectors, again @ images
-        residuals = [norm(a - value * v) for a, v, value in zip(images, vectors, values.tolist(), strict=True)]
-        return values, vectors, np.array(residuals)
+        self.products += self.k
+        return best_within(self.operator, turn @ self.basis.vectors[: len(self.t)], self.k, self.end)
 
     def _multiplied(self, vectors: Tensor) -> Tensor:
         self.products += len(vectors)
@@ -133,7 +135,7 @@ class Lanczos:
         """Keep the best Ritz vectors and the pending directions (thick restart)."""
         done, pending = len(self.t), self.basis.size - len(self.t)
         keep = min(max(2 * self.k, done // 2), self.basis.capacity - 2 * self.block)
-        values, columns = self._ritz(self.t)
+        values, columns = ritz(self.t, self.end)
         turn = np.zeros((self.basis.size, keep + pending))
         turn[:done, :keep] = columns[:, :keep]
         turn[done:, keep:] = np.eye(pending)
@@ -147,7 +149,7 @@ class Lanczos:
         """Whether the wanted pairs are expected to have residuals within a bound, and none better is left unseen."""
         if len(self.t) < self.k:
             return False
-        values, columns = self._ritz(self.t)
+        values, columns = ritz(self.t, self.end)
         # ||A V s - theta V s|| = ||R s||
         if (np.linalg.norm(self.leaving @ columns[:, : self.k], axis=0) > within).any():
             return False
@@ -156,15 +158,29 @@ class Lanczos:
         # A Krylov space has one vector of each eigenvalue. Each random start after a breakdown finds what is left, its
         # own outermost first: there is no better one left when that is none of the wanted, or equals the last of them.
         start = max(start for start in self._starts if start < len(self.t))
-        own, own_columns = self._ritz(self.t[start:, start:])
+        own, own_columns = ritz(self.t[start:, start:], self.end)
         resolved = np.linalg.norm(self.leaving[:, start:] @ own_columns[:, 0]) <= within
-        return bool(resolved and self._key(own)[0] <= self._key(values)[self.k - 1] + within)
+        return bool(resolved and key(own, self.end)[0] <= key(values, self.end)[self.k - 1] + within)
 
-    def _ritz(self, t: Floats) -> tuple[Floats, Floats]:
-        """Eigenvalues and vectors of a projected matrix, the wanted end first."""
-        values, columns = np.linalg.eigh(t)
-        order = np.argsort(-self._key(values), kind="stable")
-        return values[order], columns[:, order]
 
-    def _key(self, values: Floats) -> Floats:
-        return {"largest": values, "smallest": -values, "magnitude": np.abs(values)}[self.end]
+def best_within(operator: Operator, vectors: Tensor, k: int, end: End) -> tuple[Floats, Tensor, Floats]:
+    """Rayleigh and Ritz within orthonormal vectors (m, P), by their true images: the k best pairs and residuals."""
+    images = operator.products(vectors)
+    projected = inner(vectors, images)
+    values, turned = ritz((projected + projected.T) / 2, end)
+    turn = torch.from_numpy(turned[:, :k].T.copy()).to(vectors)
+    vectors, images = turn @ vectors, turn @ images
+    residuals = [norm(a - value * v) for a, v, value in zip(images, vectors, values[:k].tolist(), strict=True)]
+    return values[:k], vectors, np.array(residuals)
+
+
+def ritz(t: Floats, end: End) -> tuple[Floats, Floats]:
+    """Eigenvalues and vectors of a projected matrix, the wanted end first."""
+    values, columns = np.linalg.eigh(t)
+    order = np.argsort(-key(values, end), kind="stable")
+    return values[order], columns[:, order]
+
+
+def key(values: Floats, end: End) -> Floats:
+    """What is largest at the wanted end."""
+    return {"largest": values, "smallest": -values, "magnitude": np.abs(values)}[end]

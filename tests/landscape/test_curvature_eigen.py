@@ -22,6 +22,7 @@ SPECTRA = {
     "tiny": [3.0, 1.0],
     "one": [-2.0],
     "outliers": [10.0, 5.2, 5.0, 3.0, 2.9, *np.random.default_rng(0).normal(0, 0.1, 200)],
+    "copies": [10.0, 10.0, 5.2, 5.0, 5.0, 3.0, *np.random.default_rng(0).normal(0, 0.1, 600)],
     "small": [*np.linspace(1e-9, 1e-8, 30)],
 }
 
