@@ -131,6 +131,7 @@ def adaptive_rows(subjects: Subjects, settings: Settings) -> list[Row]:
         facts = found.provenance["interpolation"]
         values = found.values()
         span = f"loss {values.min():.3g} to {values.max():.3g} nats"
+        why = facts["all_evaluated_because"]
         estimated = 100 * max(facts["estimated_error"].values())
         say(f"{label}: {facts['evaluated']} points, estimated error {estimated:.2f} %")
         rows += [
@@ -142,7 +143,7 @@ def adaptive_rows(subjects: Subjects, settings: Settings) -> list[Row]:
                 theirs=facts["points"],
                 kind="ours",
                 target=POINTS_TARGET.get(subject.name, float("nan")),
-                note=span,
+                note=f"{span}; {why}" if why else span,
             ),
             Row(
                 what=f"adaptive surface, {label}: error estimated, 99th percentile",

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from landscape.curvature.basis import Basis, Floats, inner, memory_for, random_vector
+from landscape.curvature.basis import Basis, Floats, inner, memory_for, noise, norm, random_vector
 from landscape.curvature.operator import Operator
 from landscape.curvature.trace import LEAST, check, estimate, reached
 from landscape.estimate import Estimate
@@ -65,6 +65,7 @@ class _Leave:
         self.operator, self.seed = operator, seed
         self.basis = Basis(operator, most)
         self.probes, self.exhausted = 0, False
+        self._hidden = 0.0  # of the trace, by rounding, where the rank is exhausted
         self._r = np.zeros((0, 0))
         self._g = np.zeros((0, 0))
         self._own: list[float] = []
@@ -78,9 +79,12 @@ class _Leave:
                 self.probes, self.exhausted = index + 1, True
                 return [math.nan] * self.probes, math.nan
             self._own.append(float(inner(w[None], y[None])[0, 0]))  # w_i' A w_i
+            length = norm(y)
             above, below = self.basis.append(y[None])
             self.exhausted = self.exhausted or below[0, 0] == 0
             if self.exhausted:
+                # In every direction the rest may have what rounding hides of it in this one.
+                self._hidden = noise(self.operator) * length * self.operator.size**0.5
                 break
             self._r = np.block([[self._r, above], [np.zeros((1, index)), below]])
             inside = inner(self.basis.vectors, self.operator.product(self.basis.vectors[-1])[None])
@@ -88,7 +92,7 @@ class _Leave:
         self.probes = probes
         if self.exhausted or self.basis.size == self.operator.size:
             self.exhausted = True
-            return [float(np.trace(self._g))] * probes, 0.0
+            return [float(np.trace(self._g))] * probes, self._hidden
         small = self._small()
         return _left_out(self.operator.size, *small).tolist(), _jackknife(self.operator.size, *small)
 

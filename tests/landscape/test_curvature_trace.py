@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from landscape import LandscapeError, Objective, Space
 from landscape.curvature import Hessian, hutch_pp, hutchinson, xtrace
 from landscape.curvature.basis import random_vector
+from landscape.curvature.operator import Operator
 
 METHODS = {"hutchinson": hutchinson, "hutch_pp": hutch_pp, "xtrace": xtrace}
 DECAYING = [10 * 0.8**i for i in range(60)]
@@ -117,6 +118,20 @@ def test_a_sketch_larger_than_the_rank_leaves_nothing_to_estimate(rank: int):
         assert found.value == pytest.approx(sum(values), abs=1e-9)
         assert found.se == pytest.approx(0, abs=1e-9)
     assert xtrace(Explicit(symmetric([3.0, 1.0]))).value == pytest.approx(4)
+
+
+def test_what_rounding_hides_outside_of_an_exhausted_rank_is_in_the_standard_error():
+    """A hundred thousand small eigenvalues beside one: of each product, all but that one is rounding in float32."""
+
+    class Diagonal(Operator):
+        def _products(self, vectors: torch.Tensor) -> torch.Tensor:
+            return vectors * values
+
+    values = torch.full((100_000,), 1e-8)
+    values[0] = 1.0
+    found = xtrace(Diagonal(len(values), torch.float32))
+    assert found.details["rank_exhausted"]
+    assert 5e-4 < abs(found.value - 1.001) <= found.se < 0.02
 
 
 def test_the_trace_of_a_networks_hessian():
