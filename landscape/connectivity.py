@@ -265,6 +265,7 @@ def _barrier(
 
 def _evaluate(probe: Probe, split: str, point: Point) -> Evaluation:
     probe.space.move(probe.directions, point)
+    probe.follow()
     probe.passes += 1
     return probe.objectives[split].evaluate()
 

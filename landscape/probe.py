@@ -82,7 +82,7 @@ class Probe:
                 stack.enter_context(self.space)
                 stack.enter_context(eval_mode(self.space.model))
                 stack.enter_context(precision(self.space.model, self.precision.precision))
-                self._statistics()
+                self.follow()
                 for split, objective in self.objectives.items():
                     self.passes += 1 if objective.checked else 2
                     at_centre = objective.evaluate() if objective.checked else objective.check_deterministic()
@@ -104,7 +104,7 @@ class Probe:
         away = any(point)
         if away:
             self.space.move(self.directions, point)
-            self._statistics()
+            self.follow()
             self.passes += len(self.objectives)
         at = self.at(point)
         rows = []
@@ -114,7 +114,8 @@ class Probe:
         self.seconds += time.perf_counter() - started
         return rows
 
-    def _statistics(self) -> None:
+    def follow(self) -> None:
+        """Take running statistics anew where the weights are now, if the space is to."""
         self.passes += follow(self.space.batch_norm, next(iter(self.objectives.values())))
 
     def at(self, point: Point) -> Row:

@@ -87,10 +87,14 @@ def _sides(frame: pd.DataFrame, radius_kind: str) -> list[tuple[NDArray[np.float
     for sign in (-1, 1):
         rows = np.flatnonzero(np.sign(alphas) == sign)
         rows = rows[np.argsort(np.abs(alphas[rows]), kind="stable")]
-        # A point whose radius is not a number has no place on the axis.
-        rows = rows[~np.isnan(radii[rows])]
-        if len(rows):
-            sides.append((np.concatenate([[0.0], radii[rows]]), np.concatenate([[0.0], rises[rows]])))
+        # An interpolated point has no logit radius, and no place on the axis; one whose loss is not finite has that of
+        # the point before it, so that nothing beyond is reached without it.
+        rows = rows[~np.isnan(radii[rows]) | ~np.isfinite(rises[rows])]
+        places = np.concatenate([[0.0], radii[rows]])
+        for i in np.flatnonzero(np.isnan(places)):
+            places[i] = places[i - 1]
+        if not np.isnan(radii[rows]).all():
+            sides.append((places, np.concatenate([[0.0], rises[rows]])))
     if not sides:
         raise LandscapeError("expected points beside the centre, found none")
     return sides

@@ -49,7 +49,8 @@ class Eigen:
     iterations, products
         Blocks multiplied, and vectors.
     status
-        ``converged``, ``budget`` or ``diverged``, as in :data:`landscape.estimate.MEANING`.
+        ``converged``, ``budget`` or ``diverged``, as in :data:`landscape.estimate.MEANING`; ``budget`` too where it did
+        not last to look for pairs that were left out.
     """
 
     values: Floats
@@ -69,7 +70,8 @@ class Eigen:
         """One an eigenvalue, named by its end but for the largest; the cost is that of all together."""
         name = str(self.details["operator"]) + ("" if self.end == "largest" else f"_{self.end}")
         states: list[Status] = [
-            self.status if self.status == "diverged" else "converged" if c else "budget" for c in self.converged
+            self.status if self.status == "diverged" or self.converged.all() else "converged" if c else "budget"
+            for c in self.converged
         ]
         return [
             Estimate(
@@ -136,8 +138,8 @@ def top_eigenvalues(
         Of the start block and of what replaces a direction after a breakdown.
     block
         Vectors multiplied at once, B. One Krylov space holds one vector of a multiple eigenvalue, a block holds B of
-        them; what it leaves out is looked for from another start, a quarter of the products more, while the budget
-        lasts (``check_products`` of the details).
+        them; what it leaves out is looked for from another start, with a quarter to three quarters as many products
+        again (``check_products`` of the details).
     memory_bytes
         For the basis, which is restarted when it is full. None as for :func:`.memory_for`.
 
@@ -160,20 +162,21 @@ def top_eigenvalues(
             promise *= 0.5 * tolerance / worst
         search.let_go()
         products, checked, added = search.products, 0, 0
-        steps = steps_after(products)
-        while state == "converged" and not search.exhaustive and products + steps + k + 2 <= max_products:
+        steps, complete = steps_after(products), search.exhaustive
+        while state == "converged" and not complete and products + steps[0] + k + 2 <= max_products:
             better, taken = left_out(
                 operator, values, vectors, end=end, within=tolerance * search.scale, steps=steps,
                 budget=max_products - products - k - 1, seed=seed + 1 + added, memory_bytes=memory_bytes,
             )  # fmt: skip
             products, checked = products + taken, checked + taken
             if better is None:
+                complete = True
                 break
             values, vectors, residuals = best_within(operator, torch.cat([vectors, better]), k, end)
             products, added = products + k + 1, added + 1
     converged = residuals <= tolerance * search.scale
     if state != "diverged":
-        state = "converged" if converged.all() else "budget"
+        state = "converged" if converged.all() and complete else "budget"
     cost = operator.spent(before)
     return Eigen(
         values=values,

@@ -68,8 +68,16 @@ class Lanczos:
 
     @property
     def exhaustive(self) -> bool:
-        """Whether the space became invariant, so that other starts have looked for what it lacks."""
-        return self.complete or self.breakdowns > 0
+        """Whether the space became invariant, and other starts have looked for what it lacks.
+
+        After a restart what came of the last start is no longer told from the rest.
+        """
+        return self.complete or (self.breakdowns > 0 and not self.restarts)
+
+    def outermost(self) -> tuple[float, float]:
+        """The :func:`key` of the outermost Ritz value so far, and the residual of its pair by the recurrence."""
+        values, columns = ritz(self.t, self.end)
+        return float(key(values, self.end)[0]), float(np.linalg.norm(self.leaving @ columns[:, 0]))
 
     def let_go(self) -> None:
         """Free the basis; the counts stay."""

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape.estimate import Status
 from landscape.sharpness._balls import Ball
-from landscape.sharpness._meter import Meter
+from landscape.sharpness._meter import Meter, reached
 
 Tensors = dict[str, Tensor]
 MOMENTUM = 0.75
+BROKEN_GRADIENT = "the gradient is inf or NaN"
 _RISING = 0.75  # a stretch between checkpoints is good if this share of its steps went up
 
 
@@ -37,9 +39,11 @@ class Climb:
     move, loss
         The best move found and its loss; the first whose loss is inf or NaN, where there is one.
     steps
-        Each step: number, loss in nats, eta.
+        Each evaluation: number of the step, 0 at the start, loss in nats, and what else the method says of it.
     stopped
         Why it ended before its last step, or empty.
+    settled
+        Whether it ended because there was nothing more to gain.
     """
 
     start: str
@@ -47,13 +51,18 @@ class Climb:
     loss: float
     steps: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""
+    settled: bool = False
 
     @property
     def residual(self) -> float:
-        """How much the best loss rose in the last quarter of the steps, in nats."""
+        """How much the best loss rose in the last quarter of the steps, in nats; NaN for an ascent that broke."""
+        if self.settled:
+            return 0.0
+        last = self.steps[-1]["step"] if self.steps else 0
         losses = [step["loss_nats"] for step in self.steps]
-        before = losses[: max(1, math.ceil(0.75 * len(losses)))]
-        return max(losses) - max(before) if all(map(math.isfinite, losses)) else math.nan
+        before = [step["loss_nats"] for step in self.steps if step["step"] <= last - max(1, math.ceil(last / 4))]
+        broken = self.stopped == BROKEN_GRADIENT or not all(map(math.isfinite, losses))
+        return math.nan if broken or not before else max(losses) - max(before)
 
     def log(self) -> dict[str, Any]:
         """Plain data for the details of an estimate."""
@@ -100,7 +109,7 @@ def climb(
             found.move, found.loss, found.stopped = x, value, "the loss is inf or NaN"
             break
         if not all(bool(torch.isfinite(d).all()) for d in g.values()):
-            found.stopped = "the gradient is inf or NaN"
+            found.stopped = BROKEN_GRADIENT
             break
         steepest = ball.steepest(g)
         # z = P(x + eta s(x))
@@ -141,6 +150,13 @@ def worst(climbs: list[Climb]) -> Climb:
     """The climb that came highest; one whose loss is inf or NaN before all others."""
     broken = [c for c in climbs if not math.isfinite(c.loss)]
     return broken[0] if broken else max(climbs, key=lambda c: c.loss)
+
+
+def judged(best: Climb, value: float, error: float) -> tuple[float, Status, dict[str, str]]:
+    """The value, NaN where the ascent that came highest had no gradient to go on by; its status, and the reason."""
+    if best.stopped == BROKEN_GRADIENT:
+        return math.nan, "failed", {"reason": f"{BROKEN_GRADIENT} where the highest ascent stood"}
+    return value, reached(value, best.residual, error), {}
 
 
 def _checkpoints(steps: int) -> frozenset[int]:

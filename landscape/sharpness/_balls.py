@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -105,7 +106,11 @@ class FilterBall(Ball):
         return found
 
     def draw(self, seed: int) -> Direction:
-        return draw(self.space, seed)
+        found, tensors = draw(self.space, seed), {}
+        for name, c in self._centres():
+            if unit_of(self.space, name, self.space.policy.matrices) == "element":
+                tensors[name] = found.tensors[name].clamp(-like(c, c).abs(), like(c, c).abs())
+        return replace(found, tensors={**found.tensors, **tensors})
 
 
 class Box(Ball):

@@ -107,7 +107,7 @@ class Meter:
         self.space.move(self.direction(move), 1.0)
         self.gradients += 1 if rows is None else (rows.stop - rows.start) / self.objective.n
         loss, found = gradient(self.objective, self.space, rows)
-        self.nonfinite_points += not math.isfinite(loss)
+        self.nonfinite_points += not (math.isfinite(loss) and all(bool(g.isfinite().all()) for g in found.values()))
         return loss, found
 
     def direction(self, move: Direction | Mapping[str, Tensor]) -> Direction:
@@ -137,7 +137,9 @@ class Meter:
         """The result, with its cost and what NUMERICS 28 asks a table to say; ``diverged`` at a broken centre."""
         if self.nonfinite_points or self.broken:
             where = (
-                "the centre's loss is" if self.broken else f"losses at {self.nonfinite_points} points on the way are"
+                "the centre's loss is"
+                if self.broken
+                else f"losses or gradients at {self.nonfinite_points} points on the way are"
             )
             warnings.warn(f"{measure}: {where} inf or NaN; they stay so", RuntimeWarning, stacklevel=3)
         return Estimate(

@@ -8,9 +8,9 @@ import torch
 
 from landscape.estimate import Estimate
 from landscape.objective import Objective
-from landscape.sharpness._ascent import from_centre, worst
+from landscape.sharpness._ascent import from_centre, judged, worst
 from landscape.sharpness._balls import Box, Ellipsoid
-from landscape.sharpness._meter import Meter, among, positive, reached, whole
+from landscape.sharpness._meter import Meter, among, positive, whole
 from landscape.space import Space
 
 MEASURE, UNIT = "adaptive_sharpness", "nats"
@@ -73,7 +73,8 @@ def measure(
         climbs = from_centre(meter, ball, steps, restarts, seed)
         best = worst(climbs)
         here = meter.at(best.move)
-        value, se = here.rise_over(meter.centre)
+        rise, se = here.rise_over(meter.centre)
+        value, status, reason = judged(best, rise, error)
         centre = meter.centre.mean_loss
         first = climbs[0].steps
         return meter.estimate(
@@ -82,10 +83,11 @@ def measure(
             value,
             se=se,
             error_over="samples",
-            status=reached(value, best.residual, error),
+            status=status,
             residual=best.residual,
             details={
                 **settings,
+                **reason,
                 "found_from": best.start,
                 "one_step_nats": first[1]["loss_nats"] - centre if len(first) > 1 else math.nan,
                 "effective_radius": meter.radius(best.move),

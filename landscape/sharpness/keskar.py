@@ -11,9 +11,9 @@ from torch import Tensor
 
 from landscape.estimate import Estimate
 from landscape.objective import Objective
-from landscape.sharpness._ascent import Climb, Tensors, ascend, from_centre, worst
+from landscape.sharpness._ascent import BROKEN_GRADIENT, Climb, Tensors, ascend, from_centre, judged, worst
 from landscape.sharpness._balls import Box
-from landscape.sharpness._meter import Meter, among, positive, reached, whole
+from landscape.sharpness._meter import Meter, among, positive, whole
 from landscape.space import Space
 
 MEASURE, UNIT = "keskar_sharpness", "%"
@@ -77,18 +77,20 @@ def measure(
         centre = meter.centre.mean_loss
         # 100 (max L - L) / (1 + L)
         scale = 100 / (1 + centre) if centre > -1 else math.nan
-        unscaled = {} if centre > -1 else {"reason": f"1 + the centre's loss, {centre:.4g}, is not positive"}
+        rise, status, reason = judged(best, rise, error)
+        if not centre > -1:
+            status, reason = "failed", {"reason": f"1 + the centre's loss, {centre:.4g}, is not positive"}
         return meter.estimate(
             MEASURE,
             UNIT,
             scale * rise,
             se=scale * se,
             error_over="samples",
-            status="failed" if unscaled else reached(rise, best.residual, error),
+            status=status,
             residual=scale * best.residual,
             details={
                 **settings,
-                **unscaled,
+                **reason,
                 "found_from": best.start,
                 "rise_nats": rise,
                 "effective_radius": meter.radius(best.move),
@@ -109,26 +111,27 @@ def _lbfgsb(meter: Meter, ball: Box, start: Tensors, label: str, steps: int) -> 
 
     found = Climb(label, start, -math.inf)
     bound = _vector(ball.bounds())
+    iterations: list[object] = []
 
     def fun(vector: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         # scipy's bounds are those of float64: the nearest float32 may lie outside by its last bit.
         move = ball.project(_tensors(vector, start))
         loss, g = meter.gradient(move)
-        found.steps.append({"step": len(found.steps), "loss_nats": loss})
+        found.steps.append({"step": len(iterations) + bool(found.steps), "loss_nats": loss})
         if not loss <= found.loss:
             found.move, found.loss = move, loss
         slope = _vector({name: g[name] for name in start})
         if not math.isfinite(loss) or not np.isfinite(slope).all():
-            found.stopped = "the loss is inf or NaN" if not math.isfinite(loss) else "the gradient is inf or NaN"
+            found.stopped = "the loss is inf or NaN" if not math.isfinite(loss) else BROKEN_GRADIENT
             raise _Broken
         return -loss, -slope
 
     try:
         result = minimize(
             fun, _vector(start), jac=True, method="L-BFGS-B", bounds=np.stack([-bound, bound], axis=1),
-            options={"maxiter": steps, "ftol": 0.0, "gtol": 0.0},
+            callback=iterations.append, options={"maxiter": steps, "ftol": 0.0, "gtol": 0.0},
         )  # fmt: skip
-        found.stopped = str(result.message)
+        found.stopped, found.settled = str(result.message), bool(result.success)
     except _Broken:
         pass
     return found

@@ -22,6 +22,8 @@ from landscape.space import Space
 MEASURE, UNIT = "noise_radius", "alpha"
 # All directions together that are kept between radii, in entries; more are drawn anew for each radius.
 _KEPT = 2**28
+# A drop of exactly the one asked for, as far as accuracies of float64 say.
+_ROUNDING = 1e-9
 
 Floats = NDArray[np.float64]
 
@@ -96,7 +98,7 @@ def measure(
             return evaluated[alpha]
 
         def crossing(errors: float) -> Bracket | None:
-            return enclose(lambda a: _shifted(drops(a), errors) >= drop, start, largest, tolerance)
+            return enclose(lambda a: _shifted(drops(a), errors) >= drop - _ROUNDING, start, largest, tolerance)
 
         bracket = None if meter.broken else crossing(0.0)
         value, interval, se = _middle(bracket), (math.nan, math.nan), math.nan

@@ -12,9 +12,9 @@ from landscape.errors import LandscapeError
 from landscape.estimate import Estimate
 from landscape.evaluation import Evaluation
 from landscape.objective import Objective
-from landscape.sharpness._ascent import Climb, Tensors, ascend, worst
+from landscape.sharpness._ascent import Climb, Tensors, ascend, judged, worst
 from landscape.sharpness._balls import Ball, relative_ball
-from landscape.sharpness._meter import Meter, positive, reached, whole
+from landscape.sharpness._meter import Meter, positive, whole
 from landscape.sharpness.average import worst_draw
 from landscape.space import Space
 
@@ -121,8 +121,10 @@ def ladder(
                 found.append(meter.estimate(MEASURE, UNIT, math.nan, details=settings))
                 continue
             smaller, climbs = _search(meter, ball, smaller, steps, restarts, directions, seed)
-            value, se = smaller.here.rise_over(meter.centre)
-            residual = worst(climbs).residual if climbs else math.nan
+            rise, se = smaller.here.rise_over(meter.centre)
+            # Without an ascent a draw's loss was inf or NaN, and is the value.
+            best = worst(climbs) if climbs else Climb("average case", smaller.move, rise)
+            value, status, reason = judged(best, rise, error)
             found.append(
                 meter.estimate(
                     MEASURE,
@@ -130,10 +132,11 @@ def ladder(
                     value,
                     se=se,
                     error_over="samples",
-                    status=reached(value, residual, error),
-                    residual=residual,
+                    status=status,
+                    residual=best.residual,
                     details={
                         **settings,
+                        **reason,
                         "found_from": smaller.start,
                         "effective_radius": meter.radius(smaller.move),
                         "accuracy": smaller.here.accuracy,

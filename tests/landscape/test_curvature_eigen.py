@@ -86,6 +86,43 @@ def test_restarts_with_little_memory_find_the_same(block: int):
     assert (small.residuals <= 1e-5 * small.scale).all()
 
 
+def linear(inputs: int, samples: int, outputs: int, seed: int) -> tuple[Hessian, np.ndarray]:
+    """Linear regression: the Hessian by its weights, and its eigenvalues, each as often as there are outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(samples, d, generator=generator, dtype=torch.float64) for d in (inputs, outputs))
+    model = torch.nn.Linear(inputs, outputs, bias=False).double()
+    objective = Objective(model, x, y, loss=lambda z, t: ((z - t) ** 2).sum(dim=1))
+    true = torch.linalg.eigvalsh(2 * x.T @ x / samples).flip(0).repeat_interleave(outputs)
+    return Hessian(objective, Space(model, ["weight"])), true.numpy()
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_linear_regression_has_every_eigenvalue_once_an_output(k: int):
+    """Rule 18, where no gap sets the copies apart: whatever the seed, at the default settings."""
+    for seed in range(8):
+        hessian, true = linear(40, 60, 3, seed)
+        found = top_eigenvalues(hessian, k)
+        assert found.status == "converged"
+        np.testing.assert_allclose(found.values, true[:k], atol=2e-3 * true[0])
+
+
+def test_copies_are_found_after_restarts_too():
+    hessian, true = linear(40, 10, 3, 0)
+    found = top_eigenvalues(hessian, 6, memory_bytes=15 * hessian.size * 8)
+    assert found.details["restarts"] > 2
+    assert found.status == "converged"
+    np.testing.assert_allclose(found.values, true[:6], atol=2e-3 * true[0])
+
+
+@pytest.mark.parametrize("budget", [25, 30, 35, 40, 50])
+def test_a_budget_that_ends_before_copies_were_looked_for_is_said(budget: int):
+    hessian, true = linear(40, 60, 3, 0)
+    found = top_eigenvalues(hessian, 3, max_products=budget)
+    assert found.products <= budget
+    assert found.status == "budget" or np.allclose(found.values, true[:3], atol=2e-3 * true[0])
+    assert top_eigenvalues(hessian, 3, max_products=25).status == "budget"
+
+
 def test_a_budget_that_ends_is_said_and_kept():
     """Rule 18: a converged flag for each; the residuals are those of what is returned."""
     operator = Explicit(symmetric([*np.linspace(0, 1, 300), 5.0]))

@@ -360,3 +360,37 @@ def test_ways_are_drawn_as_the_figure_draws_them():
     drawn = ax.lines[0].get_ydata()
     np.testing.assert_array_equal(drawn, curve.curve.values())
     pyplot.close("all")
+
+
+def test_the_error_of_a_barrier_is_that_of_statistics_taken_anew_on_the_way():
+    """Rule 8: under ``recalibrate`` the highest point and the end each have their own running statistics."""
+    x = torch.randn(60, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+    nets = []
+    for seed in (2, 12):
+        torch.manual_seed(seed)
+        nets.append(nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)).double())
+        adam = torch.optim.Adam(nets[-1].parameters(), 1e-2)
+        for _ in range(200):
+            adam.zero_grad()
+            nn.functional.cross_entropy(nets[-1](x), y).backward()
+            adam.step()
+    start, own = copy.deepcopy(nets[0]), nets[0]
+    here, there = start.state_dict(), nets[1].state_dict()
+
+    def at(alpha: float) -> np.ndarray:
+        model = copy.deepcopy(start).train()
+        mixed = {n: (1 - alpha) * here[n] + alpha * there[n] for n, _ in model.named_parameters()}
+        model.load_state_dict({**model.state_dict(), **mixed})
+        with torch.no_grad():  # one pass in train mode over all samples at once
+            model[1].momentum = 1.0
+            model(x)
+            return nn.functional.cross_entropy(model.eval()(x), y, reduction="none").numpy()
+
+    space = Space(own, [n for n, _ in own.named_parameters()], batch_norm="recalibrate")
+    barrier = interpolate(Objective(own, x, y), space, there, points=11).barrier
+    alpha = barrier.details["alpha"]
+    assert 0 < alpha < 1
+    paired = at(alpha) - ((1 - alpha) * at(0.0) + alpha * at(1.0))
+    assert barrier.value == pytest.approx(paired.mean(), rel=1e-3)
+    assert barrier.se == pytest.approx(paired.std(ddof=1) / math.sqrt(60), rel=1e-3)

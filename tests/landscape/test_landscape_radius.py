@@ -80,3 +80,14 @@ def test_wrong_frames_are_one_line():
         rise_at(pd.concat([f, f.assign(split="test")]), "alpha", 0.1)
     with pytest.raises(LandscapeError, match="beside the centre"):
         rise_at(f[f.alpha == 0], "alpha", 0.0)
+
+
+def test_a_broken_point_on_the_way_to_a_logit_radius_is_not_stepped_over():
+    """Its loss and radius are NaN, as those of an interpolated point's radius alone are: that one is."""
+    alphas = np.array([-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3])
+    frame = pd.DataFrame({"alpha": alphas, "logit_radius": abs(alphas), "rise_nats": alphas**2})
+    frame.loc[[1, 5], "logit_radius"] = np.nan
+    assert rise_at(frame, "logit", 0.25) == pytest.approx(0.0625, abs=2e-3)
+    frame.loc[[1, 5], "rise_nats"] = np.nan
+    assert np.isnan(rise_at(frame, "logit", 0.25))
+    assert rise_at(frame, "logit", 0.1) == pytest.approx(0.01)

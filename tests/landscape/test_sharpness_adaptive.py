@@ -11,7 +11,7 @@ from landscape_nets import Mlp, data, seeded
 from sharpness_bowls import bowl, losses_of_two, most_in_ball, two_weights
 
 from landscape import Objective, Policy, Space
-from landscape.sharpness import adaptive, worst_case
+from landscape.sharpness import adaptive, keskar, worst_case
 
 
 def net(model: torch.nn.Module, **options: object) -> tuple[Objective, Space]:
@@ -90,3 +90,16 @@ def test_it_grows_with_the_radius():
     values = [adaptive.measure(objective, space, rho=r, steps=10).value for r in (0.05, 0.1, 0.3)]
     assert values == sorted(values)
     assert values[0] > 0
+
+
+@pytest.mark.parametrize("measure", [adaptive.measure, worst_case.measure, keskar.measure])
+def test_a_centre_without_a_gradient_is_failed_with_its_reason(measure):
+    """The root of a square at 0 has the loss 0 and the gradient NaN: no ascent can leave the centre."""
+    model = torch.nn.Linear(3, 2, bias=False).double()
+    x = torch.zeros(6, 3, dtype=torch.float64)
+    objective = Objective(model, x, x[:, :2], loss=lambda z, t: ((z - t) ** 2).sum(dim=1).sqrt())
+    with pytest.warns(RuntimeWarning, match="losses or gradients at .* inf or NaN"):
+        found = measure(objective, Space(model, ["weight"]))
+    assert found.status == "failed"
+    assert np.isnan(found.value)
+    assert "gradient is inf or NaN" in found.details["reason"]

@@ -80,3 +80,12 @@ def test_wrong_settings():
         keskar.measure(objective, space, maximiser="bfgs")
     with pytest.raises(LandscapeError, match="expected epsilon to be positive and finite, found nan"):
         keskar.measure(objective, space, epsilon=math.nan)
+
+
+@pytest.mark.parametrize("maximiser", ["lbfgsb", "apgd"])
+def test_an_ascent_of_one_step_is_not_called_converged(maximiser):
+    objective, space, *_ = bowl(slope=1.0, seed=3)
+    short = keskar.measure(objective, space, epsilon=0.3, steps=1, restarts=1, maximiser=maximiser)
+    assert short.residual > 0
+    assert short.status == "budget"
+    assert keskar.measure(objective, space, epsilon=0.3, steps=100, maximiser=maximiser).status == "converged"

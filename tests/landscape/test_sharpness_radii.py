@@ -17,7 +17,7 @@ from scipy.integrate import quad
 from sharpness_bowls import Linear, bowl, half_square, two_weights
 from torch import nn
 
-from landscape import LandscapeError, Objective, Space, draw
+from landscape import LandscapeError, Objective, Policy, Space, draw
 from landscape.sharpness import basin_radius, noise_radius
 from landscape.sharpness._crossing import enclose
 
@@ -236,3 +236,22 @@ def test_zero_filters_do_not_move_and_do_not_count():
     assert "up.bias" not in ray.moved
     with pytest.raises(LandscapeError, match="nothing moves: policy bias_and_norm='zero'"):
         basin_radius._ray(Space(model, ["up.bias"]), 0)
+
+
+def test_a_drop_of_exactly_the_one_asked_for_counts():
+    """0.29 - 0.28 is 0.00999... in float64: the first of a hundred samples flips at 0.5, the others at 5."""
+
+    class Threshold(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([1 - (self.bias - 1).abs() / x, 0 * x], dim=1)
+
+    x = torch.full((100, 1), 1e9, dtype=torch.float64)
+    x[0], x[1:29] = 0.5, 5.0
+    model, y = Threshold(), torch.tensor([0] * 29 + [1] * 71)
+    space = Space(model, ["bias"], policy=Policy(bias_and_norm="vector"))
+    found = noise_radius.measure(Objective(model, x, y), space, drop=0.01, directions=4, largest=20.0)
+    assert found.value == pytest.approx(0.5, rel=0.1)

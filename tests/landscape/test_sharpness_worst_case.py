@@ -16,7 +16,7 @@ from torch import nn
 
 from landscape import LandscapeError, Objective, Policy, Space
 from landscape.sharpness import average, worst_case
-from landscape.sharpness._ascent import _checkpoints, climb
+from landscape.sharpness._ascent import Climb, _checkpoints, climb
 from landscape.sharpness._balls import Box, FilterBall
 
 
@@ -228,6 +228,16 @@ def test_rule_6_it_warns_with_a_count():
     assert math.isnan(found.value)
 
 
+@pytest.mark.parametrize(
+    ("losses", "rose"),
+    [([1.0], math.nan), ([1.0, 3.0], 2.0), ([1.0, 2.0, 5.0], 3.0), ([0.0, 4.0, 1.0, 2.0, 5.0], 1.0)],
+)
+def test_the_residual_is_the_rise_of_the_best_loss_in_the_last_quarter_of_the_steps(losses, rose):
+    steps = [{"step": i, "loss_nats": loss} for i, loss in enumerate(losses)]
+    assert Climb("centre", {}, max(losses), steps).residual == pytest.approx(rose, nan_ok=True)
+    assert math.isnan(Climb("centre", {}, max(losses), steps, stopped="the gradient is inf or NaN").residual)
+
+
 def test_a_gradient_that_is_nan_ends_an_ascent_and_keeps_what_it_had():
     _, space, *_ = bowl(1)
     ball = FilterBall(space, 0.5)
@@ -290,3 +300,22 @@ def test_wrong_settings(settings, text):
         worst_case.measure(*net(), **settings)
     with pytest.raises(LandscapeError, match=r"expected growing radii, found \[0.2, 0.1\]"):
         worst_case.ladder(*net(), rhos=[0.2, 0.1])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rule_21_never_below_the_average_case_where_each_entry_is_a_filter(seed):
+    """Noise of one entry has no bound in itself: both cases are of what the ball cuts it to."""
+
+    class Point(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.full((1,), 2.0, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 0 * x + self.bias
+
+    model, x = Point(), torch.zeros(5, 1, dtype=torch.float64)
+    objective = Objective(model, x, x + 2, loss=lambda z, t: ((z - t) ** 2).sum(dim=1))
+    space = Space(model, ["bias"], policy=Policy(bias_and_norm="element"))
+    mean = average.measure(objective, space, rho=0.1, seed=seed).value
+    assert mean <= worst_case.measure(objective, space, rho=0.1, seed=seed).value == pytest.approx(0.04)
