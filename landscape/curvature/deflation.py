@@ -75,7 +75,7 @@ def left_out(
             return None, search.products
         # A quarter, so that a mixture with a found vector of the same eigenvalue stays within it too.
         search.run(0.25 * within / (search.scale or 1.0), budget - 1)
-        _, better, _ = search.measure()
+        _, better, _ = search.measure(budget)
         for _ in range(2):
             better = better - rest.along(better)
     return better / better.norm(), search.products

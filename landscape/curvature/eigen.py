@@ -39,7 +39,9 @@ class Eigen:
     vectors
         (k, P), orthonormal, in the operator's dtype and on its device.
     residuals
-        (k,) ||A v - lambda v||, measured with one more product for each vector, in the unit of the values.
+        (k,) ||A v - lambda v|| in the unit of the values, measured with one more product for each of one or two
+        vectors; of more by the recurrence, with its error on a product of all of them together added
+        (:meth:`.Lanczos.measure`).
     converged
         (k,) whether the residual is at most ``tolerance`` * ``scale``.
     end
@@ -133,7 +135,7 @@ def top_eigenvalues(
         A pair is converged when its residual is at most this times the largest magnitude of all Ritz values; there is
         then an eigenvalue within the residual of the value.
     max_products
-        The budget, the k products that measure the residuals included.
+        The budget, with the products that measure the residuals.
     seed
         Of the start block and of what replaces a direction after a breakdown.
     block
@@ -152,8 +154,8 @@ def top_eigenvalues(
         search = Lanczos(operator, k, end, tolerance, seed, block, capacity)
         promise = 0.9 * tolerance
         while True:
-            state = search.run(promise, max_products - k)
-            values, vectors, residuals = search.measure()
+            state = search.run(promise, max_products - (k if k <= 2 else 1))
+            values, vectors, residuals = search.measure(max_products)
             worst = float(residuals.max()) / (search.scale or 1.0)
             enough = state != "converged" or worst <= tolerance or search.complete
             if enough or search.products + block + k > max_products:

@@ -48,7 +48,8 @@ class Lanczos:
     def __init__(
         self, operator: Operator, k: int, end: End, tolerance: float, seed: int, block: int, capacity: int
     ) -> None:
-        self.operator, self.k, self.end, self.seed, self.block = operator, k, end, seed, block
+        self.operator, self.k, self.end, self.tolerance = operator, k, end, tolerance
+        self.seed, self.block = seed, block
         self.basis = Basis(operator, capacity)
         # What leaves the space by far less than the tolerance might as well not: it is then searched for more copies.
         self._negligible = max(noise(operator), tolerance / 100)
@@ -97,15 +98,35 @@ class Lanczos:
             self._extend(images)
         return "converged"
 
-    def measure(self) -> tuple[Floats, Tensor, Floats]:
-        """Values, vectors and true residuals of the wanted pairs; NaN where the search diverged."""
+    def measure(self, budget: int) -> tuple[Floats, Tensor, Floats]:
+        """Values, vectors and residuals of the wanted pairs; NaN where the search diverged.
+
+        The recurrence knows the image A v = theta v + Q R s of a Ritz vector v = V s, hence its residual, as far as it
+        holds. One product with the sum of k > 2 vectors with random signs says how far: the length of the difference,
+        whose mean square is the sum of all vectors' own, is added to each residual. Where that leaves one beyond the
+        tolerance, each is measured by a product of its own, if the budget has them.
+        """
         if math.isnan(self.scale):
             nothing = torch.full((self.k, self.operator.size), math.nan)
             return np.full(self.k, math.nan), nothing.to(self.basis.vectors), np.full(self.k, math.nan)
-        _, columns = ritz(self.t, self.end)
-        turn = torch.from_numpy(columns[:, : self.k].T.copy()).to(self.basis.vectors)
+        values, columns = ritz(self.t, self.end)
+        values, columns = values[: self.k], columns[:, : self.k]
+        vectors = _combined(columns.T, self.basis.vectors[: len(self.t)])
+        if self.k > 2:
+            residuals = self._residuals(values, columns, vectors)
+            if residuals.max() <= self.tolerance * self.scale or self.products + self.k > budget:
+                return values, vectors, residuals
         self.products += self.k
-        return best_within(self.operator, turn @ self.basis.vectors[: len(self.t)], self.k, self.end)
+        return best_within(self.operator, vectors, self.k, self.end)
+
+    def _residuals(self, values: Floats, columns: Floats, vectors: Tensor) -> Floats:
+        leaving = self.leaving[self.leaving.any(axis=1)] @ columns
+        beyond = self.basis.vectors[len(self.t) : len(self.t) + len(leaving)]
+        signs = np.random.default_rng(self.seed).choice([-1.0, 1.0], (1, self.k))
+        expected = _combined(signs * values, vectors) + _combined(signs @ leaving.T, beyond)
+        # ||A V s - theta V s|| = ||R s||, and what the product says that this lacks
+        lacking = norm((self._multiplied(_combined(signs, vectors)) - expected)[0])
+        return np.linalg.norm(leaving, axis=0) + lacking
 
     def _multiplied(self, vectors: Tensor) -> Tensor:
         self.products += len(vectors)
@@ -169,6 +190,11 @@ class Lanczos:
         own, own_columns = ritz(self.t[start:, start:], self.end)
         resolved = np.linalg.norm(self.leaving[:, start:] @ own_columns[:, 0]) <= within
         return bool(resolved and key(own, self.end)[0] <= key(values, self.end)[self.k - 1] + within)
+
+
+def _combined(weights: Floats, vectors: Tensor) -> Tensor:
+    """Combinations (B, P) of vectors (m, P) by weights (B, m)."""
+    return torch.from_numpy(np.ascontiguousarray(weights)).to(vectors) @ vectors
 
 
 def best_within(operator: Operator, vectors: Tensor, k: int, end: End) -> tuple[Floats, Tensor, Floats]:
