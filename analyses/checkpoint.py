@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,8 +69,10 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
-        """Where the tables of an analysis of this checkpoint alone go."""
-        return self.path if self.run else Path("analysis") / self.path.stem
+        """Where the tables of an analysis of this checkpoint alone go: the run, unless it is read only."""
+        if self.run and os.access(self.path, os.W_OK):
+            return self.path
+        return Path("analysis") / (self.path.name if self.run else f"{self.path.stem}-{self.identity[:8]}")
 
     def labels(self) -> dict[str, object]:
         """The columns that say which model a row is about."""
@@ -283,6 +286,10 @@ def comparable(checkpoints: Sequence[Checkpoint]) -> None:
                 f"{first.path} and {c.path} transform their images differently; they cannot be compared"
             )
         first = by_label.setdefault((c.labels()["task"], c.label), c)
+        if not (first.run and c.run) and first.identity != c.identity:
+            raise AnalysisError(
+                f"{first.path} and {c.path} are both {c.label!r}: rename one, so that figures can tell them apart"
+            )
         if first.run and c.run and replace(first.run.spec, seed=c.seed) != c.run.spec:
             found = ", ".join(_differences(first.run.spec.to_dict(), c.run.spec.to_dict()))
             raise AnalysisError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -166,6 +167,14 @@ def _plane(checkpoint: Checkpoint, options: Options, spec: Plane) -> tuple[str, 
     # Measured points lie here until the table is whole: those of every grid and shard of one plane together.
     about = {name: value for name, value in asdict(spec).items() if name not in ("points", "extent", "error", "shard")}
     key = key_of({**options.settings(), **about, "checkpoint": checkpoint.identity})
+    parts = checkpoint.folder / "tables" / "plane" / "parts"
+    if not (parts / key).exists() and (others := sorted(path.parent for path in parts.glob("*/*.json"))):
+        warnings.warn(
+            "points of this plane were measured with other settings (samples, seed, threads, ...): they are not used, and "
+            f"lie in {others[0]}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return kind, {
         "objectives": objectives,
         "space": space,
@@ -175,7 +184,7 @@ def _plane(checkpoint: Checkpoint, options: Options, spec: Plane) -> tuple[str, 
         "ys": axis,
         "precision": spec.precision,
         "workers": options.workers,
-        "store": checkpoint.folder / "tables" / "plane" / "parts" / key,
+        "store": parts / key,
     }
 
 

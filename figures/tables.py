@@ -37,6 +37,7 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA = 1
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 PROVENANCE = "provenance.json"
 DTYPES = {"float": "float64", "int": "int64", "uint": "uint64", "bool": "bool", "text": "str"}
 VERSIONS = ("precision-redundancy", "torch", "timm", "numpy", "scipy", "pandas")
@@ -96,6 +97,8 @@ class Table:
 def write_tables(folder: Path | str, tables: dict[str, pd.DataFrame], provenance: dict[str, Any]) -> Path:
     """Write the tables of one analysis and then their provenance; what exists is replaced, never half.
 
+    Tables that the folder's last provenance lists and this one does not are removed: they are of other settings.
+
     Parameters
     ----------
     folder
@@ -124,15 +127,26 @@ def write_tables(folder: Path | str, tables: dict[str, pd.DataFrame], provenance
     contents: dict[str, bytes] = {}
     entries: dict[str, Any] = {}
     for name, frame in tables.items():
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        if not _NAME.fullmatch(name):
             raise TableError(f"a table's name has letters, digits, _ and -; found {name!r}")
         plain, kinds = _normalised(frame, name)
         data = plain.to_csv(index=False, na_rep="nan", lineterminator="\n").encode()
         contents[f"{name}.csv"] = data
         entries[name] = {"sha256": hashlib.sha256(data).hexdigest(), "rows": len(frame), "columns": kinds}
     contents[PROVENANCE] = (json.dumps({**record, "tables": entries}, indent=1, default=_plain) + "\n").encode()
+    before = _listed(folder)
     replace_all(folder, contents)
+    for name in before - entries.keys():
+        (folder / f"{name}.csv").unlink(missing_ok=True)
     return folder
+
+
+def _listed(folder: Path) -> set[str]:
+    # Names of the tables of the folder's provenance, if there is a sound one.
+    try:
+        return {name for name in json.loads((folder / PROVENANCE).read_text())["tables"] if _NAME.fullmatch(name)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def read_table(folder: Path | str, name: str) -> Table:

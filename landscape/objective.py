@@ -224,6 +224,8 @@ class Objective:
         if not isinstance(loss, Tensor) or loss.shape != targets.shape[:1]:
             found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             hint = "; a mean hides its standard error, use reduction='none'" if found == () else ""
+            if isinstance(loss, Tensor) and loss.ndim > 1 and loss.shape[:1] == targets.shape[:1]:
+                hint = "; take the mean over its other axes, as loss.flatten(1).mean(1)"
             raise LandscapeError(
                 f"expected a loss for each sample, shape {tuple(targets.shape[:1])}, found {found}{hint}"
             )
@@ -279,7 +281,10 @@ class Objective:
 def _check_rows(tensors: Mapping[str, Any]) -> None:
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
-            raise LandscapeError(f"expected tensors, found {type(x).__name__} in {name!r}; data are held in memory")
+            raise LandscapeError(
+                f"expected tensors, found {type(x).__name__} in {name!r}; data are held in memory, so join a loader's "
+                "batches by torch.cat"
+            )
     rows = {name: (len(x) if x.ndim else 0) for name, x in tensors.items()}
     if len(set(rows.values())) != 1 or 0 in rows.values():
         raise LandscapeError(f"expected the same number of samples everywhere, at least one, found {rows}")

@@ -7,6 +7,7 @@ The centre is evaluated once, at the untouched weights (NUMERICS 1). Every other
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -125,10 +126,13 @@ class Probe:
 
     def identity(self) -> dict[str, Any]:
         """What two parts of one table must have in common (NUMERICS 27), plain data."""
+        model = self.space.model
+        # Statistics that are taken anew follow from the rest.
+        buffers = {} if self.space.batch_norm == "recalibrate" else dict(model.named_buffers())
         digest = hashlib.sha256()
-        for name, centre in self.space.centre.items():
-            digest.update(f"{name} {centre.dtype} {tuple(centre.shape)};".encode())
-            digest.update(_bytes(centre))
+        for name, tensor in {**dict(model.named_parameters()), **buffers, **self.space.centre}.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            digest.update(_bytes(tensor))
         steps = hashlib.sha256()
         for direction in self.directions:
             for name, d in direction.tensors.items():
@@ -136,10 +140,16 @@ class Probe:
         fixed = {key: value for key, value in self._facts().items() if key != "objectives"}
         fixed["precision"] = self.precision.precision  # not the figures it was chosen by, which differ by the extent
         data = {
-            split: {"fingerprint": o.fingerprint, "samples": o.n, "batch_size": o.batch_size}
+            split: {"fingerprint": o.fingerprint, "samples": o.n, "batch_size": o.batch_size, "loss": _loss(o.loss)}
             for split, o in self.objectives.items()
         }
-        return {**fixed, "objectives": data, "weights": digest.hexdigest(), "noise": steps.hexdigest()}
+        return {
+            **fixed,
+            "objectives": data,
+            "model": _digest(repr(model)),
+            "weights": digest.hexdigest(),
+            "noise": steps.hexdigest(),
+        }
 
     def provenance(self) -> dict[str, Any]:
         """What NUMERICS 28 asks a table to say, as plain data."""
@@ -191,6 +201,23 @@ def _row(here: Evaluation, centre: Evaluation) -> Row:
         "nonfinite": here.nonfinite,
         "evaluated": True,
     }
+
+
+def _loss(loss: object) -> str:
+    """The loss by name and by what it does, as far as the same in another process."""
+    if loss is None:
+        return "cross entropy"
+    code = getattr(loss, "__code__", None)
+    does = repr(loss)
+    if code is not None:
+        kept = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]
+        does = f"{code.co_code.hex()} {code.co_consts} {code.co_names} {kept} {getattr(loss, '__defaults__', None)}"
+    return f"{getattr(loss, '__name__', type(loss).__name__)} {_digest(does)}"
+
+
+def _digest(text: str) -> str:
+    # Addresses differ from process to process.
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-fA-F]+", "", text).encode()).hexdigest()[:16]
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

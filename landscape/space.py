@@ -283,6 +283,7 @@ def _pairs(
 
 def _resolve(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
     # Unique parameters in the model's order, each under its first name.
+    names = tuple(names)  # a generator would be empty the second time
     known = dict(model.named_parameters(remove_duplicate=False))
     buffers = {name for name, _ in model.named_buffers()}
     for name in names:

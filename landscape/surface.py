@@ -86,7 +86,7 @@ class Curve(_Points):
         return curves.plot(self._labelled(), ax, unit=self._unit)
 
     def __repr__(self) -> str:
-        return f"Curve({len(self.alphas)} points, {_summary(self.provenance)})"
+        return f"Curve({len(self.alphas)} points, {_summary(self.provenance, self._unit)})"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,7 +107,7 @@ class Surface(_Points):
         return surfaces.plot(self._labelled(), ax, unit=self._unit)
 
     def __repr__(self) -> str:
-        return f"Surface({len(self.xs)} x {len(self.ys)} points, {_summary(self.provenance)})"
+        return f"Surface({len(self.xs)} x {len(self.ys)} points, {_summary(self.provenance, self._unit)})"
 
 
 def grid(extent: float, points: int) -> Floats:
@@ -134,7 +134,7 @@ def line(
     *,
     error: float | None = None,
     precision: Literal["float32", "auto"] = "float32",
-    workers: str = "1",
+    workers: str | int = "1",
     store: Path | None = None,
     on_point: OnPoint | None = None,
 ) -> Curve:
@@ -162,10 +162,10 @@ def line(
     on_point
         Called with (points done, points in all) after each point.
 
-    An objective on another model, one that is not deterministic, and a coordinate that is not finite are a
-    ``LandscapeError``.
+    An objective on another model, one that is not deterministic, a coordinate that is not finite and points in the
+    store that were measured with anything else are a ``LandscapeError``.
     """
-    check(workers)
+    check(workers := str(workers))
     coordinates = _coordinates("alphas", alphas)
     probe = Probe(objectives, space, [direction], ["alpha"])
     _choose(probe, precision, [coordinates])
@@ -183,7 +183,7 @@ def plane(
     *,
     error: float | None = None,
     precision: Literal["float32", "auto"] = "float32",
-    workers: str = "1",
+    workers: str | int = "1",
     store: Path | None = None,
     on_point: OnPoint | None = None,
 ) -> Surface:
@@ -192,7 +192,7 @@ def plane(
     Rows run over y fastest. The column ``direction`` holds the seed of ``dx``, ``direction_norm`` its norm; both
     directions and their cosine are in the provenance.
     """
-    check(workers)
+    check(workers := str(workers))
     across, up = _coordinates("xs", xs), _coordinates("ys", ys)
     probe = Probe(objectives, space, [dx, dy], ["x", "y"])
     _choose(probe, precision, [across, up])
@@ -202,6 +202,8 @@ def plane(
 
 def _choose(probe: Probe, precision: str, axes: Sequence[Floats]) -> None:
     # Every objective must pass the probe; the one that came nearest to its limit is reported.
+    if precision not in ("float32", "auto"):
+        raise LandscapeError(f"expected precision 'float32' or 'auto', found {precision!r}")
     if precision != "auto":
         return
     extent = max(float(np.abs(axis).max()) for axis in axes)
@@ -220,21 +222,22 @@ def plane_share(
     share: tuple[int, int],
     store: Path,
     precision: Literal["float32", "auto"] = "float32",
-    workers: str = "1",
+    workers: str | int = "1",
     on_point: OnPoint | None = None,
 ) -> int:
     """Measure share i of n (from 1) of a plane's points into ``store``; returns how many points that is.
 
     :func:`plane` with the same ``store``, and the parts of the other shares beside them, gives the whole.
     """
-    check(workers)
+    check(workers := str(workers))
     number, shares = share
     axes = [_coordinates("xs", xs), _coordinates("ys", ys)]
     points = _grid(axes)[number - 1 :: shares]
     probe = Probe(objectives, space, [dx, dy], ["x", "y"])
     _choose(probe, precision, axes)
+    parts = Store(store, probe.identity())
     with probe, open_workers(probe, workers) as compute:
-        return len(measured(compute, points, Store(store, probe.identity()), on_point))
+        return len(measured(compute, points, parts, on_point))
 
 
 def _measure(
@@ -284,6 +287,8 @@ def _coordinates(name: str, values: ArrayLike) -> Floats:
     return coordinates
 
 
-def _summary(provenance: Mapping[str, Any]) -> str:
-    splits = ", ".join(f"{s} loss {b['loss_nats']:.4g} nats at the centre" for s, b in provenance["baseline"].items())
+def _summary(provenance: Mapping[str, Any], unit: str) -> str:
+    splits = ", ".join(
+        f"{s} loss {b['loss_nats']:.4g}{unit and ' '}{unit} at the centre" for s, b in provenance["baseline"].items()
+    )
     return f"{provenance['space']['kind']} space, k={provenance['space']['k']:,}: {splits}"

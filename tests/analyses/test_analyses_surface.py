@@ -106,6 +106,15 @@ def test_rule_27_a_shard_of_another_setting_is_refused(fresh):
         ANALYSIS.measure(checkpoint, OPTIONS, PLANE)
 
 
+def test_points_of_other_settings_are_said_not_to_be_used(fresh, recwarn):
+    checkpoint = open_checkpoint(fresh, OPTIONS)
+    measure_shard([checkpoint], OPTIONS, replace(PLANE, shard="1/2"), None)
+    measure_shard([checkpoint], OPTIONS, replace(PLANE, shard="2/2"), None)
+    assert not [w for w in recwarn if "not used" in str(w.message)]
+    with pytest.warns(RuntimeWarning, match="were measured with other settings .* not used"):
+        ANALYSIS.measure(checkpoint, replace(OPTIONS, samples=12), PLANE)
+
+
 def test_rule_2_workers_give_the_serial_table(fresh, serial):
     table = ANALYSIS.measure(open_checkpoint(fresh, OPTIONS), replace(OPTIONS, workers="2"), PLANE)["points"]
     assert table.to_csv() == serial.to_csv()

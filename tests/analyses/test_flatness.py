@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -176,11 +179,23 @@ def test_weights_of_a_whole_network_are_a_checkpoint(done, full, tmp_path):
     with torch.no_grad():
         assert torch.equal(own.model(x), full.model(x))
     assert own.spaces() == ["full"]
+    # Two files of one name are told apart where they write to; of one label they are not compared.
+    assert own.folder == Path("analysis") / f"own-{own.identity[:8]}"
+    from analyses.checkpoint import comparable
+
+    other = replace(own, path=tmp_path / "elsewhere" / "own.pth", identity="another")
+    assert other.folder != own.folder
+    with pytest.raises(AnalysisError, match="are both 'own': rename one"):
+        comparable([own, other])
+
+
+def test_tables_of_a_run_that_is_read_only_go_elsewhere(full, monkeypatch):
+    assert full.folder == full.path
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert full.folder == Path("analysis") / full.path.name
 
 
 def test_checkpoints_of_other_images_are_not_compared(full):
-    from dataclasses import replace
-
     from analyses.checkpoint import comparable
 
     mirrored = replace(full.task, data={k: (x[::-1], y) for k, (x, y) in full.task.data.items()})
@@ -191,8 +206,6 @@ def test_checkpoints_of_other_images_are_not_compared(full):
 
 def test_checkpoints_whose_rows_would_mix_are_refused(full, lora):
     """One name, one label trained in two ways, or two transforms: nothing is measured."""
-    from dataclasses import replace
-
     from analyses.checkpoint import comparable
 
     comparable([full, lora])

@@ -131,6 +131,20 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, frame: pd.DataF
         write_tables(tmp_path / "t", {"../t": frame}, {})
 
 
+def test_tables_of_other_settings_go_with_their_provenance(tmp_path: Path, frame: pd.DataFrame):
+    """And nothing else in the folder: a file of the user's, or what a damaged provenance points at."""
+    folder = tmp_path / "tables" / "x"
+    write_tables(folder, {"points": frame, "measures": frame}, {"settings": {"a": 1}})
+    (folder / "mine.csv").write_text("kept")
+    write_tables(folder, {"points": frame}, {"settings": {"a": 2}})
+    assert sorted(path.name for path in folder.glob("*.csv")) == ["mine.csv", "points.csv"]
+    (tmp_path / "tables" / "outside.csv").write_text("kept")
+    provenance = folder / "provenance.json"
+    provenance.write_text(provenance.read_text().replace('"points": {', '"../outside": {', 1))
+    write_tables(folder, {"measures": frame}, {"settings": {"a": 3}})
+    assert (tmp_path / "tables" / "outside.csv").exists()
+
+
 def test_a_crash_while_writing_leaves_the_old_table(folder: Path, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
 

@@ -215,7 +215,7 @@ def test_a_mean_loss_is_refused_with_the_reason():
     for n in (30, 1):
         with pytest.raises(LandscapeError, match="reduction='none'"):
             Objective(seeded(Mlp), x[:n], y[:n], loss=nn.CrossEntropyLoss()).evaluate()
-    with pytest.raises(LandscapeError, match=r"shape \(30,\), found \(30, 4\)"):
+    with pytest.raises(LandscapeError, match=r"shape \(30,\), found \(30, 4\); take the mean over its other axes"):
         Objective(seeded(Mlp), x, x[:, :4], loss=nn.MSELoss(reduction="none")).evaluate()
 
 
@@ -237,6 +237,7 @@ def test_wrong_data_is_one_line():
         ((x, y[:-1]), "same number of samples"),
         ((x[:0], y[:0]), "at least one"),
         ((x.numpy(), y), "found ndarray"),
+        (([(x[:15], y[:15]), (x[15:], y[15:])], y), "join a loader's batches"),
     ]:
         with pytest.raises(LandscapeError, match=text) as error:
             Objective(seeded(Mlp), *bad)

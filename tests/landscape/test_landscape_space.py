@@ -185,6 +185,7 @@ def test_wrong_use_is_one_line():
             Space(model, wanted)
         assert "\n" not in str(error.value)
         assert error.value.exit_code == 2
+    assert Space(model, (name for name in ["conv.weight"])).names == ("conv.weight",)
     space = Space(model, ["conv.weight"])
     with pytest.raises(LandscapeError, match="inside `with space:`"):
         space.move(draw(space, 0), 1.0)

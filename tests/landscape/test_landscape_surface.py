@@ -216,6 +216,42 @@ def test_weights_are_written_once_a_point_and_the_centre_is_not_evaluated_again(
     assert progress == [(i, 5) for i in range(1, 6)]
 
 
+@pytest.mark.parametrize("change", ["loss", "what a lambda does", "still weights", "buffers", "architecture"])
+def test_rule_27_points_of_another_measurement_are_not_read_from_a_store(tmp_path, change):
+    """Also where what moves and the data are the same."""
+
+    def measure(**options: object) -> None:
+        space = Space(model, ["conv.weight"])
+        line(Objective(model, *data(ConvNet), **options), space, draw(space, 0), grid(1.0, 3), store=tmp_path)
+
+    def halved(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(z, t, reduction="none") / 2
+
+    model = seeded(ConvNet)
+    lambdas = [lambda z, t: z.square().sum(dim=1), lambda z, t: 3 * z.square().sum(dim=1)]
+    before = {"loss": lambdas[0]} if change == "what a lambda does" else {}
+    measure(**before)
+    measure(**before)  # the same is found again
+    after = {"loss": {"loss": halved}, "what a lambda does": {"loss": lambdas[1]}}.get(change, {})
+    with torch.no_grad():
+        if change == "still weights":
+            model.head.weight.mul_(3)
+        elif change == "buffers":
+            model.norm.running_mean.add_(1)
+        elif change == "architecture":
+            model.extra = nn.Tanh()
+    with pytest.raises(LandscapeError, match="not mixed"):
+        measure(**after)
+
+
+def test_a_count_of_workers_may_be_a_number_and_a_precision_is_one_of_two():
+    objective, space = setting()
+    d = draw(space, 0)
+    assert line(objective, space, d, [0.0, 1.0], workers=1).rows == line(objective, space, d, [0.0, 1.0]).rows
+    with pytest.raises(LandscapeError, match="'float32' or 'auto', found 'bf16'"):
+        line(objective, space, d, [0.0], precision="bf16")
+
+
 def test_a_model_of_another_space_and_bad_coordinates_are_refused():
     objective, space = setting()
     other = Objective(seeded(Mlp), *data(Mlp))
@@ -252,6 +288,7 @@ def test_a_loss_of_the_users_own_is_not_drawn_in_nats():
         assert line(objective, space, draw(space, 0), axis).plot().get_ylabel() == "rise of the loss" + unit
         found = plane(objective, space, *orthogonal_pair(space, (0, 1)), axis, axis)
         assert found.plot().get_title(loc="left") == "rise of the data loss" + unit
+        assert ("nats" in repr(found)) == bool(unit)
     plt.close("all")
 
 
