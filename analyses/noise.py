@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Positional
 
@@ -36,6 +36,13 @@ class Noise(Move):
     levels: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
     """Norm of the noise as a share of the norm of each filter; 0 is the model itself."""
 
+    split: ClassVar[str] = "test"
+
+    @property
+    def extent(self) -> float:
+        """The furthest level, where a pilot looks."""
+        return max(self.levels) or 1.0
+
     def __post_init__(self) -> None:
         """Refuse noise that is never drawn, or that has no finite norm.
 
@@ -59,7 +66,7 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Noise, on_step: OnSt
         spec,
         directions=spec.draws,
         alphas=spec.levels,
-        splits=("test",),
+        splits=(spec.split,),
         parts=checkpoint.folder / "tables" / ANALYSIS.part / "parts",
         on_point=on_step,
     )

@@ -23,8 +23,8 @@ PILOT = 64
 def with_samples(checkpoints: Sequence[Checkpoint], options: Options, spec: DataclassInstance) -> Options:
     """The options with the images that give each model the paired error ``options.rise_se`` in the spaces of ``spec``.
 
-    The pilot looks at the ends of the first line, or at the corners of the plane, and at the training images. All
-    images are taken where even they are not enough, and that is said.
+    The pilot looks at the ends of the first line, or at the corners of the plane, and at the training images (those of
+    the test for an analysis of them alone). All images are taken where even they are not enough, and that is said.
 
     Raises
     ------
@@ -37,13 +37,13 @@ def with_samples(checkpoints: Sequence[Checkpoint], options: Options, spec: Data
     assert options.rise_se is not None
     few = replace(options, samples=PILOT)
     move = spec if isinstance(spec, Move) else Move()
-    extent = getattr(spec, "extent", 1.0)
+    extent, split = getattr(spec, "extent", 1.0), getattr(spec, "split", "train")
     most = PILOT
     for checkpoint in checkpoints:
-        available = len(checkpoint.task.labels("train"))
+        available = len(checkpoint.task.labels(split))
         for kind in move.kinds(checkpoint):
             space = checkpoint.space(kind, **move.of_space())
-            objective = checkpoint.objectives(space.model, ("train",), few)["train"]
+            objective = checkpoint.objectives(space.model, (split,), few)[split]
             plane = move.dimensions > 1
             seeds = (options.seed, options.seed + 1)
             directions = orthogonal_pair(space, seeds) if plane else [draw(space, options.seed)]

@@ -170,7 +170,7 @@ def _plane(checkpoint: Checkpoint, options: Options, spec: Plane) -> tuple[str, 
     parts = checkpoint.folder / "tables" / "plane" / "parts"
     if not (parts / key).exists() and (others := sorted(path.parent for path in parts.glob("*/*.json"))):
         warnings.warn(
-            "points of this plane were measured with other settings (samples, seed, threads, ...): they are not used, and "
+            "points of this plane were measured with other settings (samples, seed, threads, ...): not used, they "
             f"lie in {others[0]}",
             RuntimeWarning,
             stacklevel=2,

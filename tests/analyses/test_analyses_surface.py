@@ -13,6 +13,7 @@ import pytest
 
 from analyses.checkpoint import open_checkpoint
 from analyses.errors import AnalysisError
+from analyses.noise import Noise
 from analyses.options import Options
 from analyses.pilot import with_samples
 from analyses.surface import ANALYSIS, Plane, measure_shard
@@ -79,7 +80,10 @@ def test_rule_14_the_pilot_looks_where_the_command_measures(fresh, capsys):
         wanted = int(np.ceil((max(spreads) / rise_se) ** 2))
         assert asked[space] == max(64, min(wanted, 32))
     with_samples([checkpoint], replace(OPTIONS, rise_se=1e-6, quiet=False), PLANE)
-    assert re.search(r"would take [\d,]+ images, there are 32: it is missed", capsys.readouterr().err)
+    assert re.search(r"at alpha 1 would take [\d,]+ images, there are 32: it is missed", capsys.readouterr().err)
+    # Noise is measured on the images of the test, at levels of its own.
+    with_samples([checkpoint], replace(OPTIONS, rise_se=1e-6, quiet=False), Noise(levels=(0.0, 0.05)))
+    assert re.search(r"at alpha 0.05 would take [\d,]+ images, there are 20: it is missed", capsys.readouterr().err)
 
 
 def test_rule_27_a_finished_table_deletes_no_part_of_another(fresh, serial):
