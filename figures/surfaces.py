@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.bands import head_still, require
-from figures.style import SPACE_NAMES, TWO_COLUMNS, letter, new_axes, new_figure, styled, with_unit
+from figures.style import DARK, SPACE_NAMES, TWO_COLUMNS, letter, new_axes, new_figure, styled, with_unit
 from figures.tables import TableError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _SINKS = 0.05
 
 @styled
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw one panel for each label (and space, where a label has several), the first seed of each."""
+    """Draw one panel for each label (and space, where a label has several), the first run of each."""
     chosen, panels_of = panels(tables["points"])
     axes_of = set(tables["points"]["axes"]) if "axes" in tables["points"] else set()
     first, second = AXES["eigenvectors" if axes_of == {"eigenvectors"} else "random"]
@@ -42,7 +42,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     per_row = min(len(panels_of), 3)
     rows = math.ceil(len(panels_of) / per_row)
     width = TWO_COLUMNS if per_row > 1 else TWO_COLUMNS / 2
-    fig = new_figure(width, 0.42 + rows * ((width - 0.95) / per_row + 0.05))
+    lines = max(title.count("\n") for title in panels_of)
+    fig = new_figure(width, 0.42 + rows * ((width - 0.95) / per_row + 0.05 + 0.11 * lines))
     axes = fig.subplots(rows, per_row, sharex=True, sharey=True, squeeze=False)
     for ax in list(axes.flat)[len(panels_of) :]:
         ax.remove()
@@ -68,11 +69,13 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 def plot(frame: pd.DataFrame, ax: Axes | None = None, *, unit: str = "nats") -> Axes:
     """Draw the contours of one surface on one pair of axes, with its own levels, labelled; ``unit`` of its loss."""
     chosen, found = panels(frame)
-    x, y, z = next(iter(found.values()))
+    title, (x, y, z) = next(iter(found.items()))
+    # the name where there are others, which are not drawn
+    named = f"{title}\n" if len(found) > 1 or "\n" in title else ""
     ax = new_axes(ax)
-    ax.clabel(contours(ax, x, y, z, levels([z]), lines_only=True), fontsize=6)
+    label_inside(ax, contours(ax, x, y, z, levels([z]), lines_only=True), np.zeros((1, 2)))
     first, second = AXES["random"]
-    ax.set(xlabel=first, ylabel=second, title=rise_of(chosen, unit))
+    ax.set(xlabel=first, ylabel=second, title=named + rise_of(chosen, unit))
     return ax
 
 
@@ -82,22 +85,30 @@ def rise_of(split: str, unit: str = "nats") -> str:
 
 
 def panels(frame: pd.DataFrame) -> tuple[str, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """The split that is drawn; by panel title, coordinates (X,), (Y,) and the rise (Y, X). A missing cell is NaN."""
+    """The split that is drawn; by panel title, coordinates (X,), (Y,) and the rise (Y, X). A missing cell is NaN.
+
+    Of several runs of a label the first is drawn, and the title says so, as it says the space where they differ.
+    """
     frame = head_still(require(frame, "surfaces", COLUMNS))
     split = ""
     if "split" in frame:
         split = "train" if "train" in set(frame["split"]) else str(frame["split"].iloc[0])
         frame = frame[frame["split"] == split]
     keys = ["label", "space"] if "space" in frame else ["label"]
-    several = "space" in frame and frame.groupby("label")["space"].nunique().max() > 1
+    several = "space" in frame and frame["space"].nunique() > 1
     found = {}
     for key, group in frame.groupby(keys, sort=False):
-        label, space = str(key[0]), str(key[-1])
+        title, space = str(key[0]), str(key[-1])
+        if several:
+            title += f"\n{SPACE_NAMES.get(space, space)}"
+        units = [unit for unit in ("seed", "run") if unit in group]
+        runs = len(group[units].drop_duplicates()) if units else 1
         for unit in ("seed", "run", "direction"):
             if unit in group:
                 group = group[group[unit] == min(group[unit])]
         cells = group.pivot_table(index="y", columns="x", values="rise_nats", dropna=False, aggfunc="first")
-        title = f"{label}\n{SPACE_NAMES.get(space, space)}" if several else label
+        if runs > 1:
+            title += "\n" + (f"seed {group['seed'].iloc[0]}, " if "seed" in group else "") + f"one of {runs} runs"
         found[title] = (cells.columns.to_numpy(float), cells.index.to_numpy(float), cells.to_numpy(float))
     return {"train": "training"}.get(split, split), found
 
@@ -164,3 +175,31 @@ def contours(
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.yaxis.set_major_locator(MaxNLocator(4))
     return drawn
+
+
+def label_inside(ax: Axes, drawn: QuadContourSet, avoid: np.ndarray) -> None:
+    """Label each level once, where most is free around it of frame, other lines and the points ``avoid`` (N, 2).
+
+    Where there is no such place, the level has no label. The axes have their final limits.
+    """
+    to_axes = (ax.transData - ax.transAxes).transform
+    lines = [np.asarray(path.interpolated(4).vertices) for path in drawn.get_paths()]
+    lines = [to_axes(line[:: max(1, len(line) // 150)]) for line in lines]
+    taken, places = [to_axes(avoid)], []
+    for i, line in enumerate(lines):
+        if not len(line):
+            continue
+        others = np.concatenate([*taken, *lines[:i], *lines[i + 1 :]])
+        # half of a label's width from the frame, of its height from a line
+        free = np.minimum(np.minimum(line, 1 - line).min(axis=1) - 0.05, distances(line, others))
+        best = int(free.argmax())
+        if free[best] > 0.03:
+            taken.append(line[best : best + 1])
+            places.append(tuple(ax.transData.inverted().transform(ax.transAxes.transform(line[best]))))
+    if places:
+        ax.clabel(drawn, fontsize=6, fmt="%.3g", colors=DARK, manual=places, inline_spacing=3)
+
+
+def distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """From each of the points (P, 2) to the nearest of the others (N, 2)."""
+    return np.hypot(*(points[:, None] - others[None]).transpose(2, 0, 1)).min(axis=1)

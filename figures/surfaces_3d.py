@@ -21,7 +21,7 @@ TABLES = {"surface": ("points",)}
 
 @styled
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw one relief for each label (and space, where a label has several), the first seed of each."""
+    """Draw one relief for each label (and space, where a label has several), the first run of each."""
     import_module("mpl_toolkits.mplot3d")  # registers the projection
 
     chosen, found = panels(tables["points"])
