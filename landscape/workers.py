@@ -1,7 +1,8 @@
 """Points measured here, in processes of this machine, or on a ray cluster: the same rows from each.
 
 What goes to a worker is the pickled probe, once. A worker has as many threads as torch has here, so that its values are
-those of a serial run on the same type of machine (NUMERICS 2). A shard that is lost with its worker is done again.
+those of a serial run on the same type of machine (NUMERICS 2). A shard that is lost with its worker is done again. A
+worker gives back what it has of a shard after SHARD_SECONDS, to be stored; the rest is a shard of its own.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import hashlib
 import multiprocessing
 import os
 import re
+import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -136,16 +139,21 @@ def _processes(probe: Probe, workers: int) -> Iterator[Compute]:
         def compute(points: Sequence[Point]) -> Iterator[Found]:
             nonlocal executor
             losses = 0
-            waiting = _shards(points, workers)
-            while waiting:
-                jobs: dict[Future[Found], tuple[Point, ...]] = {executor.submit(_measure, s): s for s in waiting}
+            left = dict.fromkeys(points)
+            while left:
                 try:
+                    jobs: dict[Future[Found], tuple[Point, ...]] = {
+                        executor.submit(_measure, shard): shard for shard in _shards(tuple(left), workers)
+                    }
                     while jobs:
                         for job in wait(jobs, return_when=FIRST_COMPLETED).done:
                             found = job.result()
-                            del jobs[job]
+                            rest = jobs.pop(job)[len(found) :]
+                            for point in found:
+                                del left[point]
                             yield found
-                    waiting = []
+                            if rest:
+                                jobs[executor.submit(_measure, rest)] = rest
                 except BrokenProcessPool as error:
                     if not _started(file).exists():
                         raise LandscapeError(NO_START) from error
@@ -155,7 +163,7 @@ def _processes(probe: Probe, workers: int) -> Iterator[Compute]:
                             f"workers were killed {losses} times (out of memory?): fewer workers or a smaller batch"
                         ) from error
                     executor.shutdown(wait=False, cancel_futures=True)
-                    executor, waiting = pool(), list(jobs.values())
+                    executor = pool()
 
         try:
             yield compute
@@ -169,12 +177,23 @@ _probe: Probe | None = None
 def _open_probe(file: Path, threads: int, turns: Any) -> None:
     # In the worker, before its first shard; each takes the next of the GPUs.
     global _probe
+    threading.Thread(target=_end_with_parent, args=(file.parent,), daemon=True).start()
     _started(file).touch()
     torch.set_num_threads(threads)
     if turns is not None:
         os.environ[VISIBLE] = turns.get()
     _probe = gpus.load(file.read_bytes())
     _probe.__enter__()
+
+
+def _end_with_parent(folder: Path) -> None:
+    # A parent that was killed stops no worker and removes no folder. Each worker holds both ends of the queue that it
+    # waits on, so it would wait for ever; the write end of the pipe that this waits on is the parent's alone.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 def _started(file: Path) -> Path:
@@ -189,7 +208,7 @@ def _imported_by_a_worker() -> bool:
 
 def _measure(points: tuple[Point, ...]) -> Found:
     assert _probe is not None
-    return {point: _probe.rows(point) for point in points}
+    return next(_serial(_probe, points))
 
 
 @contextmanager
@@ -198,7 +217,7 @@ def _ray(probe: Probe, address: str) -> Iterator[Compute]:
         import ray
     except ImportError as error:
         raise LandscapeError(
-            "workers on a cluster need ray: python -m pip install 'precision-redundancy[cluster]'"
+            "workers on a cluster need ray; in the repository: python -m pip install -e '.[cluster]'"
         ) from error
     ours = not ray.is_initialized()
     if ours:
@@ -217,10 +236,14 @@ def _ray(probe: Probe, address: str) -> Iterator[Compute]:
 
         def compute(points: Sequence[Point]) -> Iterator[Found]:
             slots = max(1, int(ray.cluster_resources().get("GPU" if cuda else "CPU", 1)) // (1 if cuda else threads))
-            waiting = [task.remote(sent, key, threads, shard) for shard in _shards(points, slots)]
-            while waiting:
-                done, waiting = ray.wait(waiting)
-                yield from ray.get(done)
+            jobs = {task.remote(sent, key, threads, shard): shard for shard in _shards(points, slots)}
+            while jobs:
+                for job in ray.wait(list(jobs))[0]:
+                    found = ray.get(job)
+                    rest = jobs.pop(job)[len(found) :]
+                    yield found
+                    if rest:
+                        jobs[task.remote(sent, key, threads, rest)] = rest
 
         yield compute
     finally:
@@ -264,7 +287,7 @@ def _measure_sent(payload: bytes, key: str, threads: int, points: tuple[Point, .
             probe.__exit__(None, None, None)
         _sent.clear()
         _sent[key] = gpus.load(payload).__enter__()
-    return {point: _sent[key].rows(point) for point in points}
+    return next(_serial(_sent[key], points))
 
 
 def _on_cuda(probe: Probe) -> bool:
@@ -282,6 +305,6 @@ def _pickled(probe: Probe) -> bytes:
 
 
 def _shards(points: Sequence[Point], workers: int) -> list[tuple[Point, ...]]:
-    # About eight shards a worker: little is lost with one, and the last worker does not keep the others waiting.
+    # About eight shards a worker: the last worker does not keep the others waiting.
     size = max(1, min(32, len(points) // (8 * workers)))
     return [tuple(points[i : i + size]) for i in range(0, len(points), size)]

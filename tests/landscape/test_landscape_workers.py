@@ -21,7 +21,7 @@ from landscape_nets import ConvNet, Mlp, TinyVit, data, seeded
 from ray_process import ran
 from torch import nn
 
-from landscape import LandscapeError, Objective, Space, draw, grid, line, orthogonal_pair, plane
+from landscape import LandscapeError, Objective, Space, draw, grid, line, orthogonal_pair, plane, workers
 from landscape.probe import Probe
 from landscape.shards import Store, _checksum, clear
 from landscape.workers import measured, open_workers
@@ -95,6 +95,39 @@ def test_a_worker_that_is_killed_is_replaced_and_its_points_done_again(tmp_path)
     assert (tmp_path / "dead").exists(), "no worker was killed: the test shows nothing"
     (tmp_path / "dead").touch()
     assert same(found.rows, line(objective, space, direction, grid(1.0, 21)).rows)
+
+
+class Hasty(Mlp):
+    """In a worker, every point takes longer than a shard may."""
+
+    def __init__(self, parent: int) -> None:
+        super().__init__()
+        self.parent = parent
+
+    def forward(self, x):
+        if os.getpid() != self.parent:
+            workers.SHARD_SECONDS = 0.0
+        return super().forward(x)
+
+
+def test_a_worker_gives_back_slow_points_before_its_shard_is_whole():
+    model = seeded(Hasty, parent=os.getpid())
+    space = Space(model, ["up.weight"])
+    probe = Probe(Objective(model, *data(Mlp)), space, [draw(space, 0)], ["alpha"])
+    points = [(float(a),) for a in grid(1.0, 49)]
+    assert {len(shard) for shard in workers._shards(points, 2)} == {1, 3}, "as many points as this test has"
+    with probe, open_workers(probe, "2") as compute:
+        shards = list(compute(points))
+        assert [len(shard) for shard in shards] == 49 * [1]
+        found = {point: rows for shard in shards for point, rows in shard.items()}
+        assert same(tuple(found[p] for p in points), tuple(probe.rows(p) for p in points))
+
+
+def test_without_ray_one_is_told_how_to_install_it_from_the_repository(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    objective, space = setting()
+    with pytest.raises(LandscapeError, match=r"python -m pip install -e '\.\[cluster\]'"):
+        line(objective, space, draw(space, 0), AXIS, workers="ray")
 
 
 def test_wrong_workers_are_one_line():
@@ -261,17 +294,19 @@ def test_parts_of_two_machines_are_joined_and_the_machines_named(tmp_path):
 
 
 CLUSTER = """
-import sys, threading, time
+import sys, tempfile, threading, time
+from pathlib import Path
 sys.path.insert(0, {tests!r})
 import ray
 from ray.cluster_utils import Cluster
 import torch
 torch.set_num_threads(1)
 from landscape_nets import Mlp, data, seeded
-from landscape import Objective, Space, draw, grid, line
+from landscape import Objective, Space, draw, grid, line, workers
 
 class Slow(Mlp):
     def forward(self, x):
+        workers.SHARD_SECONDS = 0.0
         time.sleep(0.05)
         return super().forward(x)
 
@@ -287,7 +322,9 @@ def on_point(done, total):
     if done >= 10 and not seen:
         seen.append(done)
         cluster.remove_node(second, allow_graceful=False)
-found = line(objective, space, direction, axis, workers="ray", on_point=on_point)
+with tempfile.TemporaryDirectory() as parts:
+    found = line(objective, space, direction, axis, workers="ray", on_point=on_point, store=Path(parts))
+    assert len(list(Path(parts).glob("*.json"))) == 81, "a part for every point, as slow as they are"
 assert seen and seen[0] < 81, seen
 for _ in range(300):
     if sum(n["Alive"] for n in ray.nodes()) == 1:
