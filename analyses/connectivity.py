@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from analyses.bounds import at_least, odd, positive
 from analyses.options import Options
 from analyses.together import Shared
 
@@ -40,6 +41,13 @@ class Ways:
     plane_points: int = 11
     """Points along an axis of the plane through three checkpoints; odd."""
 
+    def __post_init__(self) -> None:
+        """Refuse ways without both ends, curves that bend nowhere, and a plane without a centre."""
+        at_least(2, points=self.points, degree=self.degree)
+        at_least(0, steps=self.steps)
+        positive(lr=self.lr)
+        odd(plane_points=self.plane_points)
+
 
 def compute(
     checkpoints: Sequence[Checkpoint], options: Options, spec: Ways, on_step: OnStep = None
@@ -53,6 +61,11 @@ def compute(
 
     space, states = one_space(checkpoints, spec.space, centre=0)
     check_rest(space, states, checkpoints)
+    # Before anything is measured: three checkpoints on one line have no plane.
+    seen = None
+    if len(checkpoints) == 3:
+        first, second, third = names(checkpoints)
+        seen = plane_through(space, states[1], states[2], labels=(first, second, third))
     objectives = checkpoints[0].objectives(space.model, ("train", "test"), options)
     found = [interpolate(objectives, space, states[1], spec.points, on_point=on_step)]
     if spec.steps:
@@ -68,9 +81,7 @@ def compute(
         "barriers": pd.concat([w.to_frame().assign(way=w.way, **about) for w in found], ignore_index=True),
     }
     facts = {w.way: w.curve.provenance for w in found}
-    if len(checkpoints) == 3:
-        first, second, third = names(checkpoints)
-        seen = plane_through(space, states[1], states[2], labels=(first, second, third))
+    if seen is not None:
         more, facts["plane"] = beneath(seen, space, objectives, spec.plane_points, options, on_step)
         tables |= {name: table.assign(task=about["task"]) for name, table in more.items()}
     return tables, {"measured": facts, "runs": {c.path.name: c.identity for c in checkpoints}}

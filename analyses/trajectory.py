@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from analyses.bounds import odd
 from analyses.options import Options
 from analyses.together import Shared
 
@@ -33,6 +34,10 @@ class View:
     """Which tensors move, the head always: auto takes merged matrices if all have them, else all weights or factors."""
     start: bool = False
     """Put the last run as it was before training in front of all."""
+
+    def __post_init__(self) -> None:
+        """Refuse a surface without a centre."""
+        odd(points=self.points)
 
 
 def compute(

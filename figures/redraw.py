@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,13 @@ def redraw(folder: Path | str, out: Path | str, analysis: str | None = None) -> 
     Tables of ``<place>/tables/<analysis>`` become ``out/<place>/<figure>``, with the analysis in front of the name if
     it is not the one that the figure is made for, and with the task behind it if a table holds several. The training
     histories of all runs below ``folder`` become one figure a task. With an ``analysis`` named, only the figures that
-    read its tables are drawn, if there are any.
+    read its tables are drawn, if there are any; one that cannot be is a warning on stderr, and no end of a command
+    whose measurement is done.
 
     Raises
     ------
     TableError
-        If nothing can be drawn and no analysis was named, or, after all else is drawn, if some tables were damaged.
+        If no analysis was named and nothing can be drawn, or, after all else is drawn, some of it cannot.
     """
     folder, out = Path(folder), Path(out)
     paths: list[Path] = []
@@ -41,14 +43,17 @@ def redraw(folder: Path | str, out: Path | str, analysis: str | None = None) -> 
             if not needed or not set(needed) <= set(tables):
                 continue
             stem = figure if next(iter(module.TABLES)) == source else f"{source}_{figure}"
-            try:
-                for suffix, part in _by_task({name: tables[name] for name in needed}):
+            for suffix, part in _by_task({name: tables[name] for name in needed}):
+                try:
                     paths += save(module.draw(part), out / place / f"{stem}{suffix}")
-            except TableError as error:
-                errors.append(f"{place / source}: {error}")
-    if errors:
+                except TableError as error:
+                    errors.append(f"{place / source}{suffix} not drawn: {error}")
+    told = dict.fromkeys(errors)
+    if told and analysis is None:
         drawn = f" ({len(paths)} files were drawn)" if paths else ""
-        raise TableError("; ".join(dict.fromkeys(errors)) + drawn)
+        raise TableError("; ".join(told) + drawn)
+    for line in told:
+        print(f"warning: {line}", file=sys.stderr)
     if not paths and analysis is None:
         raise TableError(
             f"expected tables/<analysis>/{PROVENANCE} or runs below {folder}, found none that a figure draws"
@@ -76,7 +81,7 @@ def _analyses(folder: Path, errors: list[str], only: str | None) -> list[Job]:
                 frames = {name: read_table(where, name).frame for name in provenance["tables"]}
                 found.append((_place(where, folder), analysis, frames))
         except TableError as error:
-            errors.append(str(error))
+            errors.append(f"{_place(where, folder) / where.name} not drawn: {error}")
     return found
 
 

@@ -189,11 +189,12 @@ def label_inside(ax: Axes, drawn: QuadContourSet, avoid: np.ndarray) -> None:
     for i, line in enumerate(lines):
         if not len(line):
             continue
-        others = np.concatenate([*taken, *lines[:i], *lines[i + 1 :]])
-        # half of a label's width from the frame, of its height from a line
-        free = np.minimum(np.minimum(line, 1 - line).min(axis=1) - 0.05, distances(line, others))
+        free = np.minimum(line, 1 - line).min(axis=1) - 0.05  # half of a label's width
+        for others in (*lines[:i], *lines[i + 1 :]):
+            free = np.minimum(free, distances(line, others)) if len(others) else free
+        free = np.minimum(free, distances(line, np.concatenate(taken)) / 3)  # of another label, its width
         best = int(free.argmax())
-        if free[best] > 0.03:
+        if free[best] > 0.035:
             taken.append(line[best : best + 1])
             places.append(tuple(ax.transData.inverted().transform(ax.transAxes.transform(line[best]))))
     if places:

@@ -7,6 +7,7 @@ import io
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -157,6 +158,48 @@ def test_what_differs_but_does_not_move_is_refused(opened):
     with pytest.raises(AnalysisError, match=r"differs in blocks.0.mlp.fc1.weight, which stays .*--space full"):
         check_rest(space, states, pair)
     check_rest(*one_space(pair, "full", centre=0), pair)
+
+
+def test_three_on_one_line_are_refused_before_anything_is_measured(opened, monkeypatch):
+    from landscape import connectivity as ways
+
+    first, second = opened("lora3.0", "lora2.0")
+    monkeypatch.setattr(ways, "interpolate", lambda *_, **__: pytest.fail("measured what is refused afterwards"))
+    with pytest.raises(LandscapeError, match="span a plane, found all on one line"):
+        connectivity.compute([first, second, replace(second)], OPTIONS, connectivity.Ways(points=3, steps=2))
+
+
+def test_figures_found_that_cannot_be_drawn_leave_the_result_and_exit_code_0(runs, command, tmp_path):
+    from figures.tables import write_tables
+
+    cells = [{"label": "a", "x": x, "y": y, "rise_nats": np.nan} for x in (-1.0, 0.0, 1.0) for y in (-1.0, 0.0, 1.0)]
+    for place in ("damaged", "other"):
+        write_tables(tmp_path / place / "tables" / "surface", {"points": pd.DataFrame(cells)}, {})
+    (tmp_path / "damaged" / "tables" / "surface" / "points.csv").write_text("x\n1\n")
+    arguments = ("--samples", "16", "--points", "3", "--quiet", "--out", tmp_path)
+    done = command("analyses.surface", runs["lora3.0"].path, *arguments)
+    assert done.returncode == 0
+    assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == 2
+    lines = done.stderr.splitlines()
+    assert [line.split(" not drawn: ")[0] for line in lines] == ["warning: damaged/surface", "warning: other/surface"]
+    assert lines[1].endswith("the loss is inf or NaN in 9 of 9 cells")
+    assert (tmp_path / "figures" / "surfaces.pdf").exists()
+
+
+def test_a_figure_of_its_own_that_cannot_be_drawn_leaves_the_result_too(runs, command, tmp_path, monkeypatch):
+    from figures import connectivity as figure
+    from figures.tables import TableError
+
+    def refuse(tables):
+        raise TableError("no finite loss")
+
+    monkeypatch.setattr(figure, "draw", refuse)
+    paths = [runs[name].path for name in ("lora3.0", "lora2.0")]
+    arguments = ("--samples", "16", "--points", "3", "--steps", "0", "--quiet", "--out", tmp_path)
+    done = command("analyses.connectivity", *paths, *arguments)
+    assert done.returncode == 0
+    assert [row["split"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["train", "test"]
+    assert done.stderr == "warning: connectivity not drawn: no finite loss\n"
 
 
 def test_the_commands(runs, tmp_path, capsys):

@@ -27,6 +27,14 @@ WRONG = [
     ("flatness", "--points", "10"),
     ("flatness", "--extent", "inf"),
     ("flatness", "--rise-se", "0"),
+    ("connectivity", "--plane-points", "4"),
+    ("connectivity", "--points", "1"),
+    ("connectivity", "--degree", "1"),
+    ("connectivity", "--steps", "-3"),
+    ("connectivity", "--lr", "0"),
+    ("connectivity", "--lr", "nan"),
+    ("trajectory", "--points", "4"),
+    ("trajectory", "--points", "1"),
     ("doctor", "--factor", "0"),
     ("doctor", "--factor", "nan"),
     ("doctor", "--extent", "nan"),
@@ -37,7 +45,8 @@ WRONG = [
 
 @pytest.mark.parametrize(("analysis", "flag", "value"), WRONG)
 def test_a_setting_out_of_its_range_is_one_line(command, tmp_path, analysis, flag, value):
-    done = command(f"analyses.{analysis}", tmp_path / "no such run", flag, value)
+    paths = (tmp_path / f"no such run {i}" for i in range(3))  # connectivity and trajectory take several
+    done = command(f"analyses.{analysis}", *paths, flag, value)
     assert done.returncode == 2
     assert not done.stdout
     assert done.stderr.startswith(f"error: expected {flag} to be ")

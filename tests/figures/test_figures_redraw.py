@@ -137,15 +137,32 @@ def test_places_tasks_shards_and_damage(tmp_path: Path):
     assert names == ["runs/a/tradeoff_digits.pdf", "runs/a/tradeoff_folder-my-data.pdf"]
 
 
-def test_an_analysis_named_draws_its_own_figures_alone(tmp_path: Path):
+def test_an_analysis_named_draws_its_own_figures_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for name in ("tradeoff", "precision"):
         write_tables(tmp_path / "tables" / name, {"points": tradeoff()}, {})
     (tmp_path / "history.csv").write_text("not read")
     assert [p.name for p in redraw(tmp_path, tmp_path / "out", "tradeoff")] == ["tradeoff.pdf", "tradeoff.png"]
     assert redraw(tmp_path, tmp_path / "out", "nothing that a figure reads") == []
     (tmp_path / "tables" / "tradeoff" / "points.csv").write_text("a\n1\n")
-    with pytest.raises(TableError, match="checksum"):
-        redraw(tmp_path, tmp_path / "out", "tradeoff")
+    assert redraw(tmp_path, tmp_path / "out", "tradeoff") == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: tradeoff not drawn: ")
+    assert "checksum" in line
+
+
+def test_what_cannot_be_drawn_is_told_after_all_else_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    broken, whole = (surface(MODELS[:1], 5).assign(task=task) for task in ("a", "b"))
+    broken["rise_nats"] = np.nan
+    frame = pd.concat([broken, whole], ignore_index=True)
+    write_tables(tmp_path / "tables" / "surface", {"points": frame}, {})
+    reason = r"surface_a not drawn: figure 'surfaces': the loss is inf or NaN in 25 of 25 cells"
+    with pytest.raises(TableError, match=f"^{reason} \\(4 files were drawn\\)$"):
+        redraw(tmp_path, tmp_path / "all")
+    assert capsys.readouterr().err == ""
+    names = ["surfaces_3d_b.pdf", "surfaces_3d_b.png", "surfaces_b.pdf", "surfaces_b.png"]
+    assert sorted(path.name for path in redraw(tmp_path, tmp_path / "own", "surface")) == names
+    assert capsys.readouterr().err == f"warning: {reason}\n"
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == names
 
 
 def test_histories_of_runs_become_one_figure(tmp_path: Path):
