@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -47,10 +49,12 @@ def alive(session: int) -> set[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 @pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_nothing_is_left_of_a_command_that_was_killed(tmp_path, signum):
-    script, folder = tmp_path / "script.py", tmp_path / "tmp"
+def test_nothing_is_left_of_a_command_that_was_killed(tmp_path, request, signum):
+    script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    folder.mkdir()
+    # Not below tmp_path: the path of a socket in it may have about a hundred characters.
+    folder = Path(tempfile.mkdtemp())
+    request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}", "TMPDIR": str(folder)}
     with subprocess.Popen(
         [sys.executable, script], env=environment, stdout=subprocess.PIPE, start_new_session=True
