@@ -19,6 +19,10 @@ from landscape.curvature.operator import Operator
 from landscape.estimate import Status
 
 End = Literal["largest", "smallest", "magnitude"]
+# Most eigenvalues of a large network are near zero, so a random vector is nearly an eigenvector: where the wanted values
+# are below _NEAR of the scale, small residuals say nothing before the space is large enough to see what lies beyond by
+# _SHARE of the range.
+_NEAR, _SHARE = 0.1, 0.02
 
 
 class Lanczos:
@@ -55,6 +59,9 @@ class Lanczos:
         self._negligible = max(noise(operator), tolerance / 100)
         self.t = np.zeros((0, 0))
         self.leaving = np.zeros((0, 0))  # R, (B, m): zero but for the last block, or after a restart
+        # Of the vector of such an eigenvalue a random start has about 1 / sqrt(P); a step multiplies it by
+        # exp(2 sqrt(_SHARE)) over those of an evenly spread rest.
+        self.least = math.ceil(math.log(10 * operator.size**0.5) / (2 * _SHARE**0.5))
         self.scale = 0.0
         self.iterations = self.products = self.restarts = self.breakdowns = 0
         self._drawn = 0
@@ -179,6 +186,8 @@ class Lanczos:
         if len(self.t) < self.k:
             return False
         values, columns = ritz(self.t, self.end)
+        if abs(values[self.k - 1]) < _NEAR * self.scale and len(self.t) < self.least:
+            return False
         # ||A V s - theta V s|| = ||R s||
         if (np.linalg.norm(self.leaving @ columns[:, : self.k], axis=0) > within).any():
             return False

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from landscape import LandscapeError, Objective, Space
 from landscape.curvature import Hessian, top_eigenvalues
+from landscape.curvature.operator import Operator
 
 KEYS = {"largest": lambda v: -v, "smallest": lambda v: v, "magnitude": lambda v: -abs(v)}
 SPECTRA = {
@@ -84,6 +85,23 @@ def test_restarts_with_little_memory_find_the_same(block: int):
     assert small.status == plain.status == "converged"
     np.testing.assert_allclose(small.values, plain.values, atol=1e-9)
     assert (small.residuals <= 1e-5 * small.scale).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_smallest_is_not_taken_for_one_of_the_many_near_zero(seed: int):
+    """Where nearly all eigenvalues are near zero, any vector has a small residual: by a thousandth of the largest."""
+
+    class Diagonal(Operator):
+        def _products(self, vectors: torch.Tensor) -> torch.Tensor:
+            return vectors * values
+
+    rest = np.random.default_rng(0).normal(0, 1e-3, 200_000)
+    spectrum = [369, 136, 109, *(30 / np.arange(1, 500)), *(-6 / np.arange(1, 200)), *rest]
+    values = torch.tensor(spectrum, dtype=torch.float32)
+    for k in (1, 3):
+        found = top_eigenvalues(Diagonal(len(values), torch.float32), k, end="smallest", seed=seed)
+        assert found.status == "converged"
+        np.testing.assert_allclose(found.values, [-6, -3, -2][:k], atol=0.369)
 
 
 def linear(inputs: int, samples: int, outputs: int, seed: int) -> tuple[Hessian, np.ndarray]:
