@@ -19,7 +19,7 @@ from landscape.curvature.operator import Operator
 from landscape.estimate import Status
 
 End = Literal["largest", "smallest", "magnitude"]
-# Most eigenvalues of a large network are near zero, so a random vector is nearly an eigenvector: where the wanted values
+# Most eigenvalues of a large network are near zero, so a random vector is nearly an eigenvector: where wanted values
 # are below _NEAR of the scale, small residuals say nothing before the space is large enough to see what lies beyond by
 # _SHARE of the range.
 _NEAR, _SHARE = 0.1, 0.02
