@@ -144,8 +144,8 @@ def write_tables(folder: Path | str, tables: dict[str, pd.DataFrame], provenance
 def _listed(folder: Path) -> set[str]:
     # Names of the tables of the folder's provenance, if there is a sound one.
     try:
-        return {name for name in json.loads((folder / PROVENANCE).read_text())["tables"] if _NAME.fullmatch(name)}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {name for name in read_provenance(folder)["tables"] if _NAME.fullmatch(name)}
+    except (OSError, TableError):
         return set()
 
 

@@ -202,10 +202,10 @@ def plane(
 
 def _choose(probe: Probe, precision: str, axes: Sequence[Floats]) -> None:
     # Every objective must pass the probe; the one that came nearest to its limit is reported.
-    if precision not in ("float32", "auto"):
-        raise LandscapeError(f"expected precision 'float32' or 'auto', found {precision!r}")
-    if precision != "auto":
+    if precision == "float32":
         return
+    if precision != "auto":
+        raise LandscapeError(f"expected precision 'float32' or 'auto', found {precision!r}")
     extent = max(float(np.abs(axis).max()) for axis in axes)
     probed = [try_reduced(o, probe.space, probe.directions, extent=extent) for o in probe.objectives.values()]
     probe.precision = next((p for p in probed if p.precision == "float32"), probed[0])

@@ -46,6 +46,11 @@ def inner(a: Tensor, b: Tensor) -> Floats:
     return found.numpy()
 
 
+def combined(weights: Floats, vectors: Tensor) -> Tensor:
+    """Combinations (B, P) of vectors (m, P) by weights (B, m)."""
+    return torch.from_numpy(np.ascontiguousarray(weights)).to(vectors) @ vectors
+
+
 def norm(vector: Tensor) -> float:
     """Euclidean norm of (P,)."""
     return float(inner(vector[None], vector[None])[0, 0]) ** 0.5

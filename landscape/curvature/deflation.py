@@ -6,10 +6,9 @@ the operator without what was found, such a copy is the outermost. P parameters,
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from landscape.curvature.basis import Floats, inner, memory_for
+from landscape.curvature.basis import Floats, combined, inner, memory_for
 from landscape.curvature.lanczos import End, Lanczos, key
 from landscape.curvature.operator import Operator
 
@@ -97,4 +96,4 @@ class _Deflated(Operator):
 
     def along(self, vectors: Tensor) -> Tensor:
         """The parts of vectors (B, P) in the span of the found."""
-        return torch.from_numpy(inner(vectors, self.found)).to(self.found) @ self.found
+        return combined(inner(vectors, self.found), self.found)

@@ -171,11 +171,10 @@ def top_eigenvalues(
                 budget=max_products - products - k - 1, seed=seed + 1 + added, memory_bytes=memory_bytes,
             )  # fmt: skip
             products, checked = products + taken, checked + taken
-            if better is None:
-                complete = True
-                break
-            values, vectors, residuals = best_within(operator, torch.cat([vectors, better]), k, end)
-            products, added = products + k + 1, added + 1
+            complete = better is None
+            if better is not None:
+                values, vectors, residuals = best_within(operator, torch.cat([vectors, better]), k, end)
+                products, added = products + k + 1, added + 1
     converged = residuals <= tolerance * search.scale
     if state != "diverged":
         state = "converged" if converged.all() and complete else "budget"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.curvature.basis import Basis, Floats, inner, noise, norm, random_vector
+from landscape.curvature.basis import Basis, Floats, combined, inner, noise, norm, random_vector
 from landscape.curvature.operator import Operator
 from landscape.estimate import Status
 
@@ -118,7 +118,7 @@ class Lanczos:
             return np.full(self.k, math.nan), nothing.to(self.basis.vectors), np.full(self.k, math.nan)
         values, columns = ritz(self.t, self.end)
         values, columns = values[: self.k], columns[:, : self.k]
-        vectors = _combined(columns.T, self.basis.vectors[: len(self.t)])
+        vectors = combined(columns.T, self.basis.vectors[: len(self.t)])
         if self.k > 2:
             residuals = self._residuals(values, columns, vectors)
             if residuals.max() <= self.tolerance * self.scale or self.products + self.k > budget:
@@ -130,9 +130,9 @@ class Lanczos:
         leaving = self.leaving[self.leaving.any(axis=1)] @ columns
         beyond = self.basis.vectors[len(self.t) : len(self.t) + len(leaving)]
         signs = np.random.default_rng(self.seed).choice([-1.0, 1.0], (1, self.k))
-        expected = _combined(signs * values, vectors) + _combined(signs @ leaving.T, beyond)
+        expected = combined(signs * values, vectors) + combined(signs @ leaving.T, beyond)
         # ||A V s - theta V s|| = ||R s||, and what the product says that this lacks
-        lacking = norm((self._multiplied(_combined(signs, vectors)) - expected)[0])
+        lacking = norm((self._multiplied(combined(signs, vectors)) - expected)[0])
         return np.linalg.norm(leaving, axis=0) + lacking
 
     def _multiplied(self, vectors: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class Lanczos:
         if len(self.t) < self.k:
             return False
         values, columns = ritz(self.t, self.end)
-        if abs(values[self.k - 1]) < _NEAR * self.scale and len(self.t) < self.least:
+        if abs(values[self.k - 1]) < _NEAR * self.scale and self.products < self.least:
             return False
         # ||A V s - theta V s|| = ||R s||
         if (np.linalg.norm(self.leaving @ columns[:, : self.k], axis=0) > within).any():
@@ -201,18 +201,12 @@ class Lanczos:
         return bool(resolved and key(own, self.end)[0] <= key(values, self.end)[self.k - 1] + within)
 
 
-def _combined(weights: Floats, vectors: Tensor) -> Tensor:
-    """Combinations (B, P) of vectors (m, P) by weights (B, m)."""
-    return torch.from_numpy(np.ascontiguousarray(weights)).to(vectors) @ vectors
-
-
 def best_within(operator: Operator, vectors: Tensor, k: int, end: End) -> tuple[Floats, Tensor, Floats]:
     """Rayleigh and Ritz within orthonormal vectors (m, P), by their true images: the k best pairs and residuals."""
     images = operator.products(vectors)
     projected = inner(vectors, images)
     values, turned = ritz((projected + projected.T) / 2, end)
-    turn = torch.from_numpy(turned[:, :k].T.copy()).to(vectors)
-    vectors, images = turn @ vectors, turn @ images
+    vectors, images = combined(turned[:, :k].T, vectors), combined(turned[:, :k].T, images)
     residuals = [norm(a - value * v) for a, v, value in zip(images, vectors, values[:k].tolist(), strict=True)]
     return values[:k], vectors, np.array(residuals)
 

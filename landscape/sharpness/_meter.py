@@ -136,11 +136,8 @@ class Meter:
     ) -> Estimate:
         """The result, with its cost and what NUMERICS 28 asks a table to say; ``diverged`` at a broken centre."""
         if self.nonfinite_points or self.broken:
-            where = (
-                "the centre's loss is"
-                if self.broken
-                else f"losses or gradients at {self.nonfinite_points} points on the way are"
-            )
+            on_the_way = f"losses or gradients at {self.nonfinite_points} points on the way are"
+            where = "the centre's loss is" if self.broken else on_the_way
             warnings.warn(f"{measure}: {where} inf or NaN; they stay so", RuntimeWarning, stacklevel=3)
         return Estimate(
             measure=measure,

@@ -98,8 +98,9 @@ def test_the_smallest_is_not_taken_for_one_of_the_many_near_zero(seed: int):
     rest = np.random.default_rng(0).normal(0, 1e-3, 200_000)
     spectrum = [369, 136, 109, *(30 / np.arange(1, 500)), *(-6 / np.arange(1, 200)), *rest]
     values = torch.tensor(spectrum, dtype=torch.float32)
-    for k in (1, 3):
-        found = top_eigenvalues(Diagonal(len(values), torch.float32), k, end="smallest", seed=seed)
+    for k, memory in ((1, None), (3, None), (1, 16 * 4 * len(values))):  # the last restarts on the way
+        found = top_eigenvalues(Diagonal(len(values), torch.float32), k, end="smallest", seed=seed, memory_bytes=memory)
+        assert bool(found.details["restarts"]) == (memory is not None)
         assert found.status == "converged"
         np.testing.assert_allclose(found.values, [-6, -3, -2][:k], atol=0.369)
 
