@@ -23,6 +23,7 @@ from landscape.errors import LandscapeError
 from landscape.estimate import Estimate
 from landscape.evaluation import Evaluation
 from landscape.probe import Objectives, Point, Probe, Row
+from landscape.provenance import of_objective
 from landscape.space import Space
 from landscape.surface import Curve, OnPoint
 from landscape.trajectory import State, Trajectory, project
@@ -256,8 +257,7 @@ def _barrier(
             "alpha": alpha,
             "points": len(alphas),
             "ends_nats": (float(losses[0]), float(losses[-1])),
-            "samples": probe.centre[split].n,
-            "fingerprint": probe.centre[split].fingerprint,
+            "data": of_objective(probe.objectives[split]),
             **{key: value for key, value in facts.items() if key != "losses"},
         },
     )

@@ -29,7 +29,8 @@ class Estimate:
     measure
         Its name, such as ``average_sharpness``.
     value, unit
-        ``nats``, ``%``, ``1`` (a pure number), ``alpha``, ``log alpha``; inf and NaN are values.
+        ``nats``, ``%``, ``1`` (a pure number), ``alpha``, ``log alpha``; inf and NaN are values. Where the details
+        (``data``) name a loss other than cross entropy, ``nats`` is left out: its unit is its own.
     se
         Standard error; NaN where the number has none. ``error_over`` says over what: ``samples``, ``directions``,
         ``probes``, ``groups``, ``rays``.
@@ -56,6 +57,12 @@ class Estimate:
     details: Mapping[str, Any] = field(default_factory=dict)
     draws: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Leave out ``nats`` of a loss that is not in nats."""
+        loss = self.details.get("data", {}).get("loss", "cross entropy")
+        if self.unit.startswith("nats") and loss != "cross entropy":
+            object.__setattr__(self, "unit", "")
+
     def row(self) -> dict[str, Any]:
         """Plain columns of a table; the cost as ``cost_...``, the details left to the provenance."""
         return {
@@ -80,5 +87,5 @@ class Estimate:
 
     def __repr__(self) -> str:
         error = "" if math.isnan(self.se) else f" ± {self.se:.2g}"
-        unit = "" if self.unit == "1" else f" {self.unit}"
+        unit = "" if self.unit in ("1", "") else f" {self.unit}"
         return f"Estimate({self.measure} = {self.value:.5g}{error}{unit}, {self.status})"

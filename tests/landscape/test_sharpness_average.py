@@ -35,7 +35,7 @@ def test_draws_on_a_bowl_are_half_rho_squared_dHd_whatever_the_slope(slope):
     assert found.value == pytest.approx(np.mean(found.draws), rel=1e-12)
     assert found.se == pytest.approx(np.std(found.draws, ddof=1) / math.sqrt(5), rel=1e-12)
     assert found.error_over == "directions"
-    assert found.unit == "nats"
+    assert found.unit == "", "of a loss of its own"
 
 
 def test_the_mean_over_many_directions_is_the_trace():

@@ -15,6 +15,8 @@ from sharpness_bowls import bowl
 from torch import nn
 
 from landscape import LandscapeError, Objective, Policy, Space, draw
+from landscape.connectivity import interpolate
+from landscape.curvature import Hessian, along, top_eigenvalues
 from landscape.estimate import MEANING, Estimate
 from landscape.sharpness import average, get, names
 from landscape.sharpness.card import measure_all
@@ -42,6 +44,21 @@ def test_names_are_the_files_and_need_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(LandscapeError, match="found 'worst'; nearest: 'worst_case'"):
         get("worst")
+
+
+def test_a_loss_of_ones_own_is_not_said_to_be_in_nats():
+    objective, space = setting()
+    own = Objective(space.model, *data(Mlp), loss=lambda logits, targets: logits.square().sum(dim=1))
+    other = {name: w + 0.1 for name, w in space.model.state_dict().items()}
+    for chosen, unit in ((objective, "nats"), (own, "")):
+        found = [
+            get("average")(chosen, space, directions=2),
+            along(Hessian(chosen, space), 2),
+            *top_eigenvalues(Hessian(chosen, space), 1).estimates(),
+            interpolate(chosen, space, other, 3).barriers["data"],
+        ]
+        assert [e.unit for e in found] == [unit] * 4
+        assert all(("nats" in repr(e)) == bool(unit) for e in found)
 
 
 @pytest.mark.parametrize("kind", [Mlp, ConvNet, TinyVit, Tied])
