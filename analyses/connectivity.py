@@ -50,7 +50,7 @@ class Ways:
 
 
 def compute(
-    checkpoints: Sequence[Checkpoint], options: Options, spec: Ways, on_step: OnStep = None
+    checkpoints: Sequence[Checkpoint], options: Options, spec: Ways, parts: Path, on_step: OnStep = None
 ) -> tuple[Tables, dict[str, Any]]:
     """Rows of the ways and their barriers; with three checkpoints their places and the loss in their plane."""
     import pandas as pd
@@ -82,7 +82,7 @@ def compute(
     }
     facts = {w.way: w.curve.provenance for w in found}
     if seen is not None:
-        more, facts["plane"] = beneath(seen, space, objectives, spec.plane_points, options, on_step)
+        more, facts["plane"] = beneath(seen, space, objectives, spec.plane_points, options, parts, on_step)
         tables |= {name: table.assign(task=about["task"]) for name, table in more.items()}
     return tables, {"measured": facts, "runs": {c.path.name: c.identity for c in checkpoints}}
 

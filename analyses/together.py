@@ -6,7 +6,9 @@ same tensors. The head always moves: it is part of what training changed.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from analyses.errors import AnalysisError
@@ -115,13 +117,17 @@ def beneath(
     objectives: Mapping[str, Objective],
     points: int,
     options: Options,
+    parts: Path,
     on_step: OnStep,
 ) -> tuple[Tables, dict[str, Any]]:
-    """The tables ``checkpoints`` and ``points``: their places in a plane, and the loss in it; and how it was chosen."""
+    """The tables ``checkpoints`` and ``points``: their places in a plane, and the loss in it; and how it was chosen.
+
+    Measured points are kept in ``parts``, from which a killed run goes on.
+    """
     from landscape.surface import grid, plane
 
     axes = (grid(MARGIN * reach, points) for reach in seen.reach)
-    found = plane(objectives, space, *seen.directions, *axes, workers=options.workers, on_point=on_step)
+    found = plane(objectives, space, *seen.directions, *axes, workers=options.workers, store=parts, on_point=on_step)
     facts = {**found.provenance, **seen.provenance, "explained_share": seen.explained_share}
     return {"checkpoints": seen.to_frame(), "points": found.to_frame()}, facts
 
@@ -146,7 +152,8 @@ def run(
     paths, options, spec
         What a person asked for.
     compute
-        ``compute(checkpoints, options, spec, on_step)``: tables and facts about them.
+        ``compute(checkpoints, options, spec, parts, on_step)``: tables and facts about them. What it leaves in the
+        folder ``parts`` is there again for a run that goes on after it was killed, and deleted at the end.
     steps, said
         How many steps that has, and what is assumed, in words.
 
@@ -160,6 +167,7 @@ def run(
     from analyses.parallel import threads
     from analyses.store import announce, cached, draw
     from figures.command import emit, progress
+    from figures.tables import key_of
 
     if options.rise_se is not None:
         raise AnalysisError(f"{name} takes --samples: --rise-se looks at lines through one checkpoint")
@@ -167,9 +175,13 @@ def run(
     announce(options.quiet, f"{', '.join(names(opened))}: {said}, {options.samples} images of each split, head moves")
     with threads(options.threads_each()), progress(steps, "steps", options.quiet) as bar:
         settings = {**options.settings(), **settings_of(spec), "checkpoints": [c.identity for c in opened]}
-        tables = cached(
-            out / "tables" / name, settings, lambda: compute(opened, options, spec, lambda *_: bar.update())
-        )
+        parts = out / "tables" / name / "parts" / key_of(settings)
+
+        def measure() -> tuple[Tables, dict[str, Any]]:
+            tables, facts = compute(opened, options, spec, parts, lambda *_: bar.update())
+            return tables, {**facts, "spent": [partial(shutil.rmtree, parts, ignore_errors=True)]}
+
+        tables = cached(out / "tables" / name, settings, measure)
         bar.update(steps - bar.n)  # what was found finished
     draw(out, options.quiet, name)
     emit(tables[shown], options.json)

@@ -41,7 +41,7 @@ class View:
 
 
 def compute(
-    checkpoints: Sequence[Checkpoint], options: Options, spec: View, on_step: OnStep = None
+    checkpoints: Sequence[Checkpoint], options: Options, spec: View, parts: Path, on_step: OnStep = None
 ) -> tuple[Tables, dict[str, Any]]:
     """Places and residuals of the checkpoints, and the loss in their plane."""
     from analyses.together import before_training, beneath, names, one_space
@@ -51,7 +51,7 @@ def compute(
     space, states = one_space(shown, spec.space, centre=-1)
     seen = principal(space, states, labels=names(shown))
     objectives = shown[-1].objectives(space.model, ("train", "test"), options)
-    tables, facts = beneath(seen, space, objectives, spec.points, options, on_step)
+    tables, facts = beneath(seen, space, objectives, spec.points, options, parts, on_step)
     tables = {name: table.assign(task=shown[-1].task.name) for name, table in tables.items()}
     return tables, {"measured": facts, "runs": {c.path.name: c.identity for c in checkpoints}}
 

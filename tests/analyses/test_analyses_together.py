@@ -16,7 +16,9 @@ from analyses.checkpoint import open_checkpoint
 from analyses.errors import AnalysisError
 from analyses.options import Options
 from analyses.together import before_training, check_rest, names, one_space
-from landscape import LandscapeError
+from figures.tables import read_table
+from landscape import LandscapeError, workers
+from landscape.probe import Probe
 from train import methods
 from train.loop import fit
 from train.recipe import Recipe
@@ -67,9 +69,9 @@ def loss_by_hand(checkpoint, split: str) -> float:
         (("adaptformer", "adaptformer1bit"), "factors"),
     ],
 )
-def test_rule_11_ends_of_different_ranks_methods_and_bits_meet_in_one_space(opened, wanted, space):
+def test_rule_11_ends_of_different_ranks_methods_and_bits_meet_in_one_space(opened, wanted, space, tmp_path):
     pair = opened(*wanted)
-    found, facts = connectivity.compute(pair, OPTIONS, connectivity.Ways(points=3, steps=2))
+    found, facts = connectivity.compute(pair, OPTIONS, connectivity.Ways(points=3, steps=2), tmp_path)
     ways = found["ways"]
     assert set(ways.space) == {space}
     assert set(ways.way) == {"straight line", "Bezier curve of degree 2"}
@@ -83,12 +85,12 @@ def test_rule_11_ends_of_different_ranks_methods_and_bits_meet_in_one_space(open
     assert facts["measured"]["straight line"]["space"]["head"]
 
 
-def test_the_network_is_as_before_and_the_plane_of_three_holds_all_of_them(opened):
+def test_the_network_is_as_before_and_the_plane_of_three_holds_all_of_them(opened, tmp_path):
     three = opened("lora3.0", "lora2.0", "lora1bit")
     space, states = one_space(three, "auto", centre=0)
     before = {name: w.clone() for name, w in space.model.state_dict().items()}
     spec = connectivity.Ways(points=2, steps=0, plane_points=3)
-    found, facts = connectivity.compute(three, OPTIONS, spec)
+    found, facts = connectivity.compute(three, OPTIONS, spec, tmp_path)
     assert all(torch.equal(w, before[name]) for name, w in space.model.state_dict().items())
     places = found["checkpoints"].set_index("checkpoint")
     moves = [torch.cat([(s[n] - states[0][n]).flatten() for n in space.names]).double() for s in states]
@@ -98,10 +100,10 @@ def test_the_network_is_as_before_and_the_plane_of_three_holds_all_of_them(opene
     assert len(found["points"]) == 9 * 2
 
 
-def test_the_trajectory_is_that_of_the_merged_matrices(opened):
+def test_the_trajectory_is_that_of_the_merged_matrices(opened, tmp_path):
     """Against a dense decomposition of W0 + s B A by hand, the last checkpoint as the centre, the start in front."""
     three = opened("lora3.0", "lora1bit", "lora2.0")
-    found, facts = trajectory.compute(three, OPTIONS, trajectory.View(points=3, start=True))
+    found, facts = trajectory.compute(three, OPTIONS, trajectory.View(points=3, start=True), tmp_path)
     lora = methods.get("lora")
     networks = [lora.merge(c.model) for c in (before_training(three[-1]), *three)]
     wanted = [*lora.merged_names(networks[0]), *methods.head_names(networks[0])]
@@ -160,13 +162,13 @@ def test_what_differs_but_does_not_move_is_refused(opened):
     check_rest(*one_space(pair, "full", centre=0), pair)
 
 
-def test_three_on_one_line_are_refused_before_anything_is_measured(opened, monkeypatch):
+def test_three_on_one_line_are_refused_before_anything_is_measured(opened, monkeypatch, tmp_path):
     from landscape import connectivity as ways
 
     first, second = opened("lora3.0", "lora2.0")
     monkeypatch.setattr(ways, "interpolate", lambda *_, **__: pytest.fail("measured what is refused afterwards"))
     with pytest.raises(LandscapeError, match="span a plane, found all on one line"):
-        connectivity.compute([first, second, replace(second)], OPTIONS, connectivity.Ways(points=3, steps=2))
+        connectivity.compute([first, second, replace(second)], OPTIONS, connectivity.Ways(points=3, steps=2), tmp_path)
 
 
 def test_figures_found_that_cannot_be_drawn_leave_the_result_and_exit_code_0(runs, command, tmp_path):
@@ -219,6 +221,30 @@ def test_the_commands(runs, tmp_path, capsys):
     trajectory.main(three, options, trajectory.View(points=3))  # finds the finished table
     assert capsys.readouterr().out == first
     assert (tmp_path / "tables" / "trajectory" / "provenance.json").read_bytes() == written
+
+
+def test_a_killed_trajectory_goes_on_with_the_point_it_was_at(runs, tmp_path, capsys, monkeypatch):
+    asked, rows = [], Probe.rows
+
+    def counted(probe, point):
+        asked.append(point)
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return rows(probe, point)
+
+    monkeypatch.setattr(workers, "SHARD_SECONDS", 0.0)
+    monkeypatch.setattr(Probe, "rows", counted)
+    three = tuple(runs[name].path for name in ("lora3.0", "lora2.0", "lora1bit"))
+    options, view = replace(OPTIONS, out=tmp_path), trajectory.View(points=3)
+    with pytest.raises(KeyboardInterrupt):
+        trajectory.main(three, options, view)
+    trajectory.main(three, options, view)
+    assert len(asked) == 9 + 1, "the point at which it was killed is asked for again"
+    assert not (tmp_path / "tables" / "trajectory" / "parts").exists()
+    whole = replace(options, out=tmp_path / "whole")
+    trajectory.main(three, whole, view)
+    points = [read_table(place / "tables" / "trajectory", "points").frame for place in (tmp_path, whole.out)]
+    assert points[0].to_csv() == points[1].to_csv()
 
 
 def test_bad_input_is_one_line_and_exit_2(runs, tmp_path):
