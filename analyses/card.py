@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from analyses.errors import AnalysisError
-from analyses.options import settings_of
+from analyses.options import Move, settings_of
 from analyses.store import Tables, announce, cached
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     import pandas as pd
 
     from analyses.checkpoint import Checkpoint
-    from analyses.options import Move, Options
+    from analyses.options import Options
     from landscape.estimate import Estimate
     from landscape.objective import Objective
     from landscape.space import Space
@@ -56,12 +54,11 @@ def measures(text: str) -> list[str]:
     return known if "all" in chosen else list(dict.fromkeys(chosen))
 
 
-def card(
-    checkpoint: Checkpoint, options: Options, chosen: Sequence[str], move: Move, parts: Path
-) -> tuple[dict[str, pd.DataFrame], Callable[[], None]]:
+def card(checkpoint: Checkpoint, options: Options, chosen: Sequence[str], move: Move) -> Tables:
     """Tables ``measures``, ``blocks`` and, if asked for, ``density``, of the training loss, a row a space and measure.
 
-    And what deletes the finished measures, once the tables are written.
+    Each measure that is finished is kept below the checkpoint under what it depends on, and read from there: a killed
+    run goes on with the next one, and a run that asks for others measures those alone.
 
     Parameters
     ----------
@@ -71,28 +68,26 @@ def card(
         As of :func:`measures`.
     move
         What moves. Running statistics stay those of training: a gradient or a Hessian is taken at fixed ones.
-    parts
-        A folder for finished measures, from which a killed run goes on.
     """
     import pandas as pd
 
     from analyses.measure import labelled
     from figures.tables import key_of
 
-    about = {**options.settings(), **settings_of(move), "checkpoint": checkpoint.identity}
-    parts /= key_of(about)
+    moved = Move(**{f.name: getattr(move, f.name) for f in fields(Move)})  # without the lines of the same command
+    about = {**options.settings(), **settings_of(moved), "checkpoint": checkpoint.identity}
+    folder = checkpoint.folder / "tables" / "card" / key_of(about)
     tables: dict[str, list[pd.DataFrame]] = {}
     for kind in move.kinds(checkpoint):
         moving = checkpoint.space(kind, **{**move.of_space(), "batch_norm": "freeze"})
         objective = checkpoint.objectives(moving.model, ("train",), options)["train"]
         for name in chosen:
             measure = partial(_measured, objective, moving, name, options.seed)
-            found = cached(parts / kind / name, {**about, "measure": name, "space": kind}, measure)
+            found = cached(folder / kind / name, {**about, "measure": name, "space": kind}, measure)
             announce(options.quiet, f"{kind} space, {name}: {_said(found)}")
             for table, frame in found.items():
                 tables.setdefault(table, []).append(labelled(frame, checkpoint, space=kind))
-    joined = {table: pd.concat(frames, ignore_index=True) for table, frames in tables.items()}
-    return joined, partial(shutil.rmtree, parts, ignore_errors=True)
+    return {table: pd.concat(frames, ignore_index=True) for table, frames in tables.items()}
 
 
 def _measured(objective: Objective, space: Space, name: str, seed: int) -> tuple[Tables, dict[str, Any]]:

@@ -29,6 +29,10 @@ def _no_tables(tables: Tables) -> Tables:
     return {}
 
 
+def _none_beside(checkpoint: Checkpoint, options: Options, spec: Any) -> Tables:
+    return {}
+
+
 def _checkpoints(paths: Sequence[Path], options: Options) -> tuple[Sequence[Any], Path]:
     from analyses.checkpoint import open_all
 
@@ -50,6 +54,9 @@ class Analysis(Generic[Spec]):
     compute
         ``compute(checkpoint, options, spec, on_step)``: the tables of one checkpoint and the facts about them for their
         provenance (NUMERICS 28), under ``measured``.
+    beside
+        ``beside(checkpoint, options, spec)``: tables of one checkpoint that are kept by themselves, so that asking for
+        others of them measures nothing again.
     derive
         Further tables made from the joined ones.
     shown
@@ -76,6 +83,7 @@ class Analysis(Generic[Spec]):
     shown: tuple[str, ...]
     steps: Callable[[Checkpoint, Spec], int | None]
     assumed: Callable[[Options, Spec], str]
+    beside: Callable[[Checkpoint, Options, Spec], Tables] = _none_beside
     derive: Callable[[Tables], Tables] = _no_tables
     unit: str = "points"
     settings: Callable[[Options], dict[str, object]] = Options.settings
@@ -90,9 +98,12 @@ class Analysis(Generic[Spec]):
             tables, facts = self.compute(checkpoint, options, spec, on_step)
             return tables, {**self.facts, **facts}
 
-        about = {**self.settings(options), **settings_of(spec), **self.inputs(checkpoint, spec)}
+        about = {**self.settings(options), **settings_of(spec, "beside"), **self.inputs(checkpoint, spec)}
         settings = {**about, "checkpoint": checkpoint.identity}
-        return cached(checkpoint.folder / "tables" / self.part, settings, compute)
+        tables = cached(checkpoint.folder / "tables" / self.part, settings, compute)
+        tables |= self.beside(checkpoint, options, spec)
+        label = str(checkpoint.labels()["label"])  # which says more beside others than when it was measured alone
+        return {name: t.assign(label=label) if "label" in t else t for name, t in tables.items()}
 
     def report(
         self, checkpoints: Sequence[Checkpoint], options: Options, spec: Spec, out: Path, on_step: OnStep = None

@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from analyses.bounds import at_least, odd, positive
 from analyses.command import Analysis
-from analyses.options import Move, Options, later
+from analyses.options import Move, Options, beside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ class Lines(Move):
     """The lines end at plus and minus this alpha (1: noise of the norm of each filter)."""
     points: int = 11
     """Points on a line, the centre among them; odd."""
-    measures: str | None = later(None)
+    measures: str | None = beside(None)
     """Measure these too: all, or some of average, worst_case, adaptive, keskar, sam, noise_radius, basin_radius,
     eigenvalues, smallest, directional, trace, gauss_newton, fisher, density, with commas between them."""
 
@@ -55,20 +55,22 @@ class Lines(Move):
 
 def compute(checkpoint: Checkpoint, options: Options, spec: Lines, on_step: OnStep) -> tuple[Tables, dict[str, Any]]:
     """The lines of one checkpoint in each of its spaces."""
-    from analyses.card import card, measures
     from analyses.measure import lines
     from landscape.surface import grid
 
-    chosen = [] if spec.measures is None else measures(spec.measures)
     alphas = grid(spec.extent, spec.points).tolist()
     parts = checkpoint.folder / "tables" / ANALYSIS.part / "parts"
     curves, facts = lines(
         checkpoint, options, spec, directions=spec.directions, alphas=alphas, parts=parts / "lines", on_point=on_step
     )
-    if not chosen:
-        return {"curves": curves}, facts
-    measured, spent = card(checkpoint, options, chosen, spec, parts / "card")
-    return {"curves": curves, **measured}, {**facts, "spent": [*facts["spent"], spent]}
+    return {"curves": curves}, facts
+
+
+def measured(checkpoint: Checkpoint, options: Options, spec: Lines) -> Tables:
+    """The measures that are asked for beside the lines; each that is finished is kept, whatever else is asked for."""
+    from analyses.card import card, measures
+
+    return {} if spec.measures is None else card(checkpoint, options, measures(spec.measures), spec)
 
 
 def summarise(curves: pd.DataFrame, split: str = "train") -> pd.DataFrame:
@@ -144,6 +146,7 @@ ANALYSIS = Analysis(
     name="flatness",
     part="lines",
     compute=compute,
+    beside=measured,
     derive=derive,
     shown=("verdicts", "measures", "summary"),
     steps=lambda checkpoint, spec: len(spec.kinds(checkpoint)) * spec.directions * spec.points,

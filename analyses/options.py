@@ -90,6 +90,11 @@ def later(default: Any) -> Any:
     return field(default=default, metadata={"later": True})
 
 
+def beside(default: Any) -> Any:
+    """A field that asks for tables beside those of an analysis itself, which do not depend on it."""
+    return field(default=default, metadata={"later": True, "beside": True})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Move:
     """What moves when weights are disturbed, and how it is evaluated; the settings of an analysis build on it."""
@@ -124,11 +129,12 @@ class Move:
         }
 
 
-def settings_of(spec: DataclassInstance) -> dict[str, Any]:
+def settings_of(spec: DataclassInstance, *without: str) -> dict[str, Any]:
     """What of an analysis' own settings belongs to the identity of its tables.
 
     All but ``later`` ones at their default, and but a ``place`` where something lies: what lies there is named instead.
+    And but those of the kinds that are named.
     """
     unused = {f.name for f in fields(spec) if f.metadata.get("later") and getattr(spec, f.name) == f.default}
-    unused |= {f.name for f in fields(spec) if f.metadata.get("place")}
+    unused |= {f.name for f in fields(spec) if any(f.metadata.get(kind) for kind in ("place", *without))}
     return {name: value for name, value in asdict(spec).items() if name not in unused}

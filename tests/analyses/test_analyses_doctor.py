@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
@@ -134,7 +136,8 @@ def test_all_measures_are_all_whatever_else_is_named():
 
 
 def test_a_killed_card_goes_on_with_the_measure_it_was_at(checkpoint, tmp_path, monkeypatch):
-    whole, real, asked = card_of(checkpoint, tmp_path / "whole"), sharpness_card.measure_all, []
+    whole = card_of(at(checkpoint, tmp_path / "whole"), "average, sam")
+    real, asked, killed = sharpness_card.measure_all, [], at(checkpoint, tmp_path / "killed")
 
     def once(objective, space, chosen, **settings):
         asked.append(chosen[0])
@@ -144,16 +147,29 @@ def test_a_killed_card_goes_on_with_the_measure_it_was_at(checkpoint, tmp_path, 
 
     monkeypatch.setattr(sharpness_card, "measure_all", once)
     with pytest.raises(KeyboardInterrupt):
-        card_of(checkpoint, tmp_path / "killed")
-    resumed = card_of(checkpoint, tmp_path / "killed")
+        card_of(killed, "average, sam")
+    resumed = card_of(killed, "average, sam")
     assert asked == ["average", "sam", "sam"]
     cost = [column for column in whole if column.startswith("cost_")]  # a new process checks determinism anew
     assert_frame_equal(resumed.drop(columns=cost), whole.drop(columns=cost), check_exact=True)
 
 
-def card_of(checkpoint, parts):
-    tables, spent = card(checkpoint, OPTIONS, ["average", "sam"], Lines(), parts)
-    assert [*parts.glob("*/*/sam")], "kept until the tables are written"
-    spent()
-    assert not [*parts.glob("*")]
-    return tables["measures"]
+def test_what_a_card_has_measured_is_kept_whatever_else_is_asked_for(checkpoint, tmp_path, monkeypatch):
+    fresh = at(checkpoint, tmp_path)
+    whole = card_of(fresh, "average, sam")
+    lines = {path: path.stat().st_mtime_ns for path in (tmp_path / "tables" / "lines").iterdir()}
+    monkeypatch.setattr(sharpness_card, "measure_all", lambda *_, **__: pytest.fail("measured again"))
+    assert_frame_equal(card_of(fresh, "sam"), whole.tail(1).reset_index(drop=True))
+    assert set(FLATNESS.measure(fresh, OPTIONS, Lines(directions=1, points=3))) == {"curves"}
+    assert_frame_equal(card_of(fresh, "average, sam"), whole)
+    assert {path: path.stat().st_mtime_ns for path in lines} == lines, "and the lines are drawn once"
+    assert_frame_equal(card(fresh, OPTIONS, ["sam"], Lines(points=5))["measures"], whole.tail(1).reset_index(drop=True))
+
+
+def card_of(checkpoint, names):
+    return FLATNESS.measure(checkpoint, OPTIONS, Lines(directions=1, points=3, measures=names))["measures"]
+
+
+def at(checkpoint, folder):
+    folder.mkdir(exist_ok=True)
+    return replace(checkpoint, path=folder)
