@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from landscape.objective import Objective
     from landscape.space import Space
     from train.run import Run
+    from train.spec import RunSpec
     from train.tasks import Task, Transform
 
 SPACES = ("factors", "merged", "full")
@@ -77,7 +77,7 @@ class Checkpoint:
     def labels(self) -> dict[str, object]:
         """The columns that say which model a row is about."""
         if self.run:
-            return self.run.labels()
+            return {**self.run.labels(), "label": self.label}
         return {
             "task": self.task.name,
             "label": self.label,
@@ -255,7 +255,7 @@ def open_all(paths: Sequence[Path], options: Options) -> tuple[list[Checkpoint],
     """
     if not paths:
         raise AnalysisError("expected at least one checkpoint")
-    opened = [open_checkpoint(path, options) for path in paths]
+    opened = distinguished([open_checkpoint(path, options) for path in paths])
     comparable(opened)
     return opened, options.out or (opened[0].folder if len(opened) == 1 else Path("analysis"))
 
@@ -266,8 +266,8 @@ def comparable(checkpoints: Sequence[Checkpoint]) -> None:
     Raises
     ------
     AnalysisError
-        For the first two of one name, of one task with different images, splits or transforms, or of one label that
-        were trained differently.
+        For the first two of one name, of one task with different images, splits or transforms, or of one label of
+        which one is no run.
     """
     by_name: dict[str, Checkpoint] = {}
     by_task: dict[str, Checkpoint] = {}
@@ -290,23 +290,28 @@ def comparable(checkpoints: Sequence[Checkpoint]) -> None:
             raise AnalysisError(
                 f"{first.path} and {c.path} are both {c.label!r}: rename one, so that figures can tell them apart"
             )
-        if first.run and c.run and replace(first.run.spec, seed=c.seed) != c.run.spec:
-            found = ", ".join(_differences(first.run.spec.to_dict(), c.run.spec.to_dict()))
-            raise AnalysisError(
-                f"{first.path} and {c.path} are both {c.label!r} but differ in more than their seed: {found}"
-            )
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], within: str = "") -> list[str]:
-    """Names and both values of what differs between two specifications, but for the seed."""
+def distinguished(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The same, where runs of one label differ in more than their seed with what they differ in after the label."""
+    alike: dict[tuple[object, str], list[dict[str, Any]]] = {}
+    for c in checkpoints:
+        if c.run:
+            alike.setdefault((c.labels()["task"], c.label), []).append(_training(c.run.spec))
     found = []
-    for name in sorted({*a, *b} - {"seed"}):
-        one, other = a.get(name), b.get(name)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += _differences(one, other, f"{within}{name}.")
-        elif one != other:
-            found.append(f"{within}{name} {one} and {other}")
+    for c in checkpoints:
+        if c.run:
+            own, others = _training(c.run.spec), alike[c.labels()["task"], c.label]
+            said = [f"{name} {own[name]}" for name in own if any(other[name] != own[name] for other in others)]
+            c = replace(c, label=", ".join([c.label, *said]))
+        found.append(c)
     return found
+
+
+def _training(spec: RunSpec) -> dict[str, Any]:
+    """How a run was trained but for its seed, with the learning rate that its method takes of the recipe."""
+    settings = spec.to_dict() | spec.recipe.to_dict() | {"lr": spec.recipe.base_lr(spec.method)}
+    return {name: value for name, value in settings.items() if name not in ("recipe", "lr_for", "seed")}
 
 
 def identity(run: Run) -> str:

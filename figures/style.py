@@ -136,12 +136,13 @@ def looks(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Colour, line style and marker of every label, in the order in which the labels appear.
 
     Several methods, or one label: the colour says the method, the line style the bits and dim within it. Several labels
-    of one method: the colour says the bits, the line style the dim. Without ``method`` and ``bits`` columns: a colour
-    each.
+    of one method: the colour says the bits, the line style the dim. Where the columns ``method``, ``bits`` and ``dim``
+    tell no two of several labels apart, or are not there: a colour each.
     """
     keys = [key for key in ("method", "bits", "dim") if key in frame]
     rows = frame.drop_duplicates("label")[["label", *keys]].to_dict("records")
-    if {row["label"] for row in rows} and not {"method", "bits"} <= set(keys):
+    alike = len(rows) > 1 and len({tuple(row[key] for key in keys) for row in rows}) == 1
+    if alike or (rows and not {"method", "bits"} <= set(keys)):
         palette = [c for name, c in METHOD_COLOURS.items() if name != "linear"] + list(OTHER_COLOURS)
         return {r["label"]: {"color": palette[i % len(palette)], "ls": "-", "marker": "o"} for i, r in enumerate(rows)}
     by_method = len(rows) == 1 or len({row["method"] for row in rows}) > 1

@@ -205,7 +205,7 @@ def test_checkpoints_of_other_images_are_not_compared(full):
 
 
 def test_checkpoints_whose_rows_would_mix_are_refused(full, lora):
-    """One name, one label trained in two ways, or two transforms: nothing is measured."""
+    """One name, or two transforms: nothing is measured."""
     from analyses.checkpoint import comparable
 
     comparable([full, lora])
@@ -214,9 +214,37 @@ def test_checkpoints_whose_rows_would_mix_are_refused(full, lora):
     resized = replace(full.transform, size=64)
     with pytest.raises(AnalysisError, match="transform their images differently"):
         comparable([full, replace(lora, transform=resized)])
-    scaled = replace(lora.run, record={**lora.run.record, "spec": {**lora.run.record["spec"], "scale": 10.0}})
-    with pytest.raises(AnalysisError, match=r"more than their seed: scale .+ and "):
-        comparable([lora, replace(lora, path=lora.path.with_name("other"), run=scaled)])
+
+
+def test_runs_of_one_label_say_what_they_differ_in(full, lora, tmp_path):
+    """Two recipes of one method are two models; a table that was made of each alone does not mix them."""
+    from analyses.checkpoint import comparable, distinguished
+    from analyses.flatness import ANALYSIS, Lines
+
+    other = trained(lora, scale=10.0, recipe={"lr": 0.5})
+    other = replace(other, path=tmp_path / "other", run=replace(other.run, path=tmp_path / "other"))
+    one, two, three = distinguished([lora, other, full])
+    recipe = lora.run.spec.recipe
+    assert one.label == f"{lora.label}, scale {lora.run.spec.scale}, lr {recipe.base_lr('lora')}"
+    assert two.label == f"{lora.label}, scale 10.0, lr 0.5"
+    assert three.label == full.label
+    comparable([one, two, three])
+    seeds = distinguished([lora, trained(lora, seed=1), full])
+    assert [c.label for c in seeds] == [lora.label, lora.label, full.label], "seeds of one model"
+
+    for c in (other, one := replace(one, path=tmp_path / one.path.name)):
+        c.path.mkdir()
+    lines = Lines(directions=1, points=3)
+    assert set(ANALYSIS.measure(other, OPTIONS, lines)["curves"].label) == {lora.label}
+    tables = ANALYSIS.report([one, two], OPTIONS, lines, tmp_path)
+    assert list(tables["curves"].label.unique()) == [one.label, two.label]
+    assert set(tables["verdicts"].label) == {two.label}
+
+
+def trained(checkpoint, recipe=(), **settings):
+    record = checkpoint.run.record
+    spec = {**record["spec"], **settings, "recipe": {**record["spec"]["recipe"], **dict(recipe)}}
+    return replace(checkpoint, run=replace(checkpoint.run, record={**record, "spec": spec}))
 
 
 def test_a_direction_without_a_number_is_not_left_out():

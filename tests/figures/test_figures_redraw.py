@@ -251,6 +251,10 @@ def test_looks_keep_a_method_colour_and_tell_labels_apart():
     assert len({(look["color"], look["ls"]) for look in found.values()}) == len(MODELS)
     alone = style.looks(frame[frame["method"] == "lora"])
     assert [look["color"] for look in alone.values()] == [style.bits_colour(32), style.bits_colour(1)]
+    recipes = pd.DataFrame(
+        [labelled(MODELS[0], 0) | {"label": f"Full fine-tuning, lr {lr}"} for lr in (0.1, 0.01, 0.001)]
+    )
+    assert len({look["color"] for look in style.looks(recipes).values()}) == 3
     assert style.method_colour("ssf") == style.method_colour("ssf")
 
 
