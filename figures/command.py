@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -48,6 +49,7 @@ def run(main: Callable[..., Any], *, prog: str, description: str | None = None) 
     import tyro
 
     _unshadowed()
+    warnings.formatwarning = _as_a_line
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     said = io.StringIO()
     try:
@@ -107,6 +109,11 @@ def _later(main: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
         return functools.partial(main, *args, **kwargs)
 
     return bind
+
+
+def _as_a_line(message: Warning | str, *_: object, **__: object) -> str:
+    # what a person can act on, not where in the code it was said
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def _without_box(text: str) -> str:

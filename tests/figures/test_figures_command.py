@@ -67,6 +67,11 @@ def test_wrong_input_and_refusing_machine_are_one_line_and_2(error, line, monkey
     assert capsys.readouterr() == ("", line)
 
 
+def test_a_warning_is_one_line_and_no_place_in_the_code():
+    done = script("import warnings; warnings.warn('two of nine\\n   losses are NaN', RuntimeWarning)")
+    assert (done.returncode, done.stderr) == (0, "warning: two of nine losses are NaN\n")
+
+
 def test_exit_code_of_an_exception_is_kept(monkeypatch: pytest.MonkeyPatch, capsys):
     class FailedError(ValueError):
         exit_code = 1
