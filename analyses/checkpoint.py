@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -326,10 +327,14 @@ def _from_run(folder: Path, options: Options) -> Checkpoint:
     from train.build import load_task, transform
     from train.run import Run
 
-    run = Run.open(folder, backbone=options.backbone)
+    run, backbone = Run.open(folder), options.backbone
+    if backbone is not None and _architecture(backbone) != _architecture(run.spec.backbone):
+        warnings.warn(f"{folder} is of {run.spec.backbone}: --backbone {backbone} is left to others", stacklevel=2)
+        backbone = None
+    task = None
     if options.task is not None:
         task = load_task(replace(run.spec, task=options.task), run.record["image_size"])
-        run = Run.open(folder, task=task, backbone=options.backbone)
+    run = Run.open(folder, task=task, backbone=backbone)
     spec = run.spec
     return Checkpoint(
         path=folder,
@@ -344,6 +349,11 @@ def _from_run(folder: Path, options: Options) -> Checkpoint:
         identity=identity(run),
         run=run,
     )
+
+
+def _architecture(backbone: str) -> str:
+    """Of ``NAME@PATH`` or ``NAME.TAG``, the name."""
+    return backbone.partition("@")[0].partition(".")[0]
 
 
 def _from_weights(path: Path, options: Options) -> Checkpoint:

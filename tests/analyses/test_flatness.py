@@ -17,6 +17,7 @@ import torch
 from analyses.checkpoint import open_checkpoint
 from analyses.errors import AnalysisError
 from analyses.options import Options
+from train.errors import TrainError
 
 OPTIONS = Options(samples=16, quiet=True)
 
@@ -245,6 +246,14 @@ def trained(checkpoint, recipe=(), **settings):
     record = checkpoint.run.record
     spec = {**record["spec"], **settings, "recipe": {**record["spec"]["recipe"], **dict(recipe)}}
     return replace(checkpoint, run=replace(checkpoint.run, record={**record, "spec": spec}))
+
+
+def test_a_run_beside_weights_of_another_architecture_keeps_its_own(full):
+    with pytest.warns(UserWarning, match="is of vit_tiny32: --backbone resnet10t is left to others"):
+        beside = open_checkpoint(full.path, replace(OPTIONS, backbone="resnet10t", task="digits"))
+    assert beside.identity == full.identity
+    with pytest.raises(TrainError, match="no such file"):  # where the run's own weights lie now
+        open_checkpoint(full.path, replace(OPTIONS, backbone="vit_tiny32@moved.safetensors"))
 
 
 def test_a_direction_without_a_number_is_not_left_out():
