@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+import warnings
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -290,7 +291,7 @@ def run_study(study: Study, out: Path, workers: int, *, device: str = "cpu", qui
     from analyses.sweep import train_all
     from figures.command import progress
     from figures.redraw import redraw
-    from figures.tables import write_text
+    from figures.tables import TableError, write_text
 
     specs = study.specs(study.models)
     with progress(len(specs), "training", quiet) as bar:
@@ -298,7 +299,10 @@ def run_study(study: Study, out: Path, workers: int, *, device: str = "cpu", qui
     claims = report(study, {run.path.name: run for run in found}, out, workers, quiet)
     told, tables = out / "summary.md", out / "tables" / "claims" / "provenance.json"
     if not told.exists() or told.stat().st_mtime_ns < tables.stat().st_mtime_ns:
-        redraw(out, out / "figures")
+        try:
+            redraw(out, out / "figures")
+        except TableError as error:  # after all that can be drawn: a training that diverged does not keep the claims
+            warnings.warn(str(error), stacklevel=2)
         write_text(told, summary(out))
     return claims
 

@@ -24,6 +24,24 @@ def test_a_second_study_changes_nothing(done):
     assert after == before
 
 
+def test_a_figure_that_cannot_be_drawn_does_not_keep_the_verdicts(done, monkeypatch):
+    from analyses.study import run_study
+    from figures import redraw
+    from figures.tables import TableError
+
+    def refuse(*_):
+        raise TableError("runs/surface not drawn: no finite loss")
+
+    monkeypatch.setattr(redraw, "redraw", refuse)
+    told = done.out / "summary.md"
+    text = told.read_text()
+    told.unlink()
+    with pytest.warns(UserWarning, match="no finite loss"):
+        claims = run_study(done.study, done.out, workers=1, quiet=True)
+    assert told.read_text() == text
+    assert len(claims)
+
+
 def test_the_numbers_of_a_run_do_not_depend_on_the_workers(done, tmp_path):
     """Rule 2: the study used two workers; one run alone gives the same bytes."""
     from analyses.parallel import each
