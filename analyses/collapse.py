@@ -57,7 +57,7 @@ def compute(checkpoint: Checkpoint, options: Options, spec: Sizes, on_step: OnSt
 
     run = _run(checkpoint)
     inputs, _ = checkpoint.data("train", options.samples)
-    found = measure(checkpoint.model, inputs, options.batch_size)
+    found = measure(checkpoint.model, inputs, options.images_each())
     about = summary(found, spec.tolerance)
     images = checkpoint.data("test", spec.test_images or len(checkpoint.task.labels("test")))
 

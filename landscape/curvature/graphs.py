@@ -13,11 +13,9 @@ from typing import Generic, TypeVar
 import torch
 
 from landscape.memory import GraphSize, budget
-from landscape.objective import Objective
+from landscape.objective import Objective, rows_of
 
 G = TypeVar("G")
-# Rows a graph on a processor: its intermediate results then stay near the caches (64 is 7 % faster than 256 there).
-PROCESSOR_ROWS = 64
 # Of the memory for graphs, what one may take: a product holds about two times as much again beside it while it runs.
 SHARE = 1 / 4
 
@@ -50,7 +48,7 @@ class Graphs(Generic[G]):
     ) -> None:
         self.objective, self.build = objective, build
         on_processor = objective.device.type == "cpu"
-        largest = min(objective.batch_size, PROCESSOR_ROWS) if on_processor else objective.batch_size
+        largest = min(objective.batch_size, rows_of(objective.device)) if on_processor else objective.batch_size
         self.batch_size = min(batch_size or largest, objective.n)
         self.built = 0.0
         self._given = batch_size is not None

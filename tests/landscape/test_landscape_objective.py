@@ -46,6 +46,14 @@ def test_rule_5_batch_size_does_not_matter():
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-7)
 
 
+def test_a_pass_has_64_samples_on_a_processor_and_256_elsewhere():
+    x, y = data(Mlp)
+    assert Objective(seeded(Mlp), x, y).batch_size == 64
+    assert Objective(seeded(Mlp).to("meta"), x, y, device="cpu").batch_size == 256
+    with pytest.raises(LandscapeError, match="batch size of at least 1, found 0"):
+        Objective(seeded(Mlp), x, y, batch_size=0)
+
+
 def test_rule_5_the_mean_is_sum_over_n_not_a_mean_of_batch_means():
     # Batches of 2 and 1: the mean of the batch means would be 1.5 where the mean is 4/3.
     o = Objective(
