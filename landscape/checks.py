@@ -70,10 +70,10 @@ def examine(objective: Objective, space: Space, *, seed: int = 0, extent: float 
         back = objective.evaluate()
         far = _at(objective, space, [direction], extent)
     return [
-        _check("centre", np.array_equal(back.loss, centre.loss, equal_nan=True), _largest(back, centre), "nats",
+        _check("centre", np.array_equal(back.loss, centre.loss, equal_nan=True), _largest(back, centre), objective.unit,
                "largest change of a sample's loss after moving away and back to 0"),
         _check("order", repr(ends) == repr(again), max(abs(a["loss_nats"] - b["loss_nats"])
-               for a, b in zip(ends, again, strict=True)), "nats",
+               for a, b in zip(ends, again, strict=True)), objective.unit,
                "change of the loss at both ends when they are measured in the other order"),
         _restored(objective, space, before, seed),
         _deterministic(objective),
@@ -83,7 +83,7 @@ def examine(objective: Objective, space: Space, *, seed: int = 0, extent: float 
                f"{direction.moving:,} of {space.total:,} parameters; held by the policy or zero: the others"),
         _check("finite", centre.nonfinite + far.nonfinite == 0, centre.nonfinite + far.nonfinite, "samples",
                f"samples whose loss is inf or NaN at the centre or at alpha {extent:g}"),
-        _check("paired error", True, far.rise_over(centre)[1], "nats",
+        _check("paired error", True, far.rise_over(centre)[1], objective.unit,
                f"standard error of the rise at alpha {extent:g}, paired over {centre.n} samples"),
     ]  # fmt: skip
 
@@ -178,7 +178,9 @@ def _restored(objective: Objective, space: Space, before: Mapping[str, Tensor], 
 def _deterministic(objective: Objective) -> Check:
     first, second = objective.evaluate(), objective.evaluate()
     same = np.array_equal(first.loss, second.loss, equal_nan=True)
-    return _check("determinism", same, _largest(first, second), "nats", "largest change of a loss between two passes")
+    return _check(
+        "determinism", same, _largest(first, second), objective.unit, "largest change of a loss between two passes"
+    )
 
 
 def _batch_size(objective: Objective, centre: Evaluation) -> Check:
@@ -208,13 +210,13 @@ def _precisions(
                 changes.append(abs(objective.evaluate().mean_loss - far.mean_loss))
         except (RuntimeError, LandscapeError) as error:
             reason = " ".join(str(error).split())
-            checks.append(Check(check=f"{name} for float32", outcome="not known", figure=math.nan, unit="nats",
+            checks.append(Check(check=f"{name} for float32", outcome="not known", figure=math.nan, unit=objective.unit,
                                 meaning=f"cannot be evaluated: {reason}"))  # fmt: skip
             continue
         meaning = f"change of the loss against float32; allowed: a quarter of the paired error, {limit:.2g}"
         # That a model needs float32 is no fault of its landscape: it is measured in float32.
         checks.append(Check(check=f"{name} for float32", outcome="pass" if max(changes) < limit else "not known",
-                            figure=max(changes), unit="nats", meaning=meaning))  # fmt: skip
+                            figure=max(changes), unit=objective.unit, meaning=meaning))  # fmt: skip
     return checks
 
 

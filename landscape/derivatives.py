@@ -38,10 +38,10 @@ def derivatives(objective: Objective, space: Space, *, seed: int = 0) -> list[Ch
         slopes, bends = _by_differences(objective, space, seed)
     except (LandscapeError, RuntimeError, TypeError) as error:
         reason = f"cannot be compared: {' '.join(str(error).split())}"
-        return [_check(name, "not known", math.nan, reason) for name in ("gradient", "curvature")]
+        return [_check(name, "not known", math.nan, objective.unit, reason) for name in ("gradient", "curvature")]
     return [
-        _compared("gradient", "slope", slope, slopes),
-        _compared("curvature", "bend", bend, bends),
+        _compared("gradient", "slope", slope, slopes, objective.unit),
+        _compared("curvature", "bend", bend, bends, objective.unit),
     ]
 
 
@@ -75,7 +75,7 @@ def _by_differences(objective: Objective, space: Space, seed: int) -> tuple[list
     return slopes, bends
 
 
-def _compared(name: str, what: str, found: tuple[float, float], differences: list[float]) -> Check:
+def _compared(name: str, what: str, found: tuple[float, float], differences: list[float], unit: str) -> Check:
     value, lengths = found
     nearest = min(differences, key=lambda d: abs(d - value))
     said = " and ".join(f"{d:.6g}" for d in differences)
@@ -87,12 +87,12 @@ def _compared(name: str, what: str, found: tuple[float, float], differences: lis
         outcome = "fail"
     elif all(map(math.isfinite, differences)):
         meaning += ": the loss has kinks there"
-    return _check(name, outcome, abs(value - nearest), meaning)
+    return _check(name, outcome, abs(value - nearest), unit, meaning)
 
 
 def _agree(a: float, b: float, lengths: float) -> bool:
     return abs(a - b) <= ALLOWED * abs(b) + ROUNDING * lengths
 
 
-def _check(name: str, outcome: Outcome, figure: float, meaning: str) -> Check:
-    return Check(check=name, outcome=outcome, figure=figure, unit="nats", meaning=meaning)
+def _check(name: str, outcome: Outcome, figure: float, unit: str, meaning: str) -> Check:
+    return Check(check=name, outcome=outcome, figure=figure, unit=unit, meaning=meaning)

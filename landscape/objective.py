@@ -104,6 +104,11 @@ class Objective:
         return torch.device("cpu") if first is None else first.device
 
     @property
+    def unit(self) -> str:
+        """Of the loss: nats, or nothing where it is one of the user's own."""
+        return "nats" if self.loss is None else ""
+
+    @property
     def n(self) -> int:
         """Number of samples."""
         return len(self.targets)

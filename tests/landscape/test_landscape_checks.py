@@ -105,6 +105,14 @@ def test_the_frame_has_a_row_a_check():
     assert frame.check.is_unique
 
 
+def test_a_loss_of_ones_own_is_not_said_to_be_in_nats():
+    objective, space = setting()
+    own = Objective(space.model, *data(Mlp), loss=lambda logits, targets: logits.square().sum(dim=1))
+    for chosen, said in ((objective, True), (own, False)):
+        checks = [*examine(chosen, space), *derivatives(chosen, space)]
+        assert ("nats" in {check.unit for check in checks}) == said
+
+
 @pytest.mark.parametrize("kind", [Mlp, ConvNet, TinyVit, Tied])
 def test_rule_17_derivatives_agree_with_differences_of_the_loss(kind):
     objective, space = setting(kind)
