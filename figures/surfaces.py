@@ -30,6 +30,9 @@ AXES = {
 }
 # Share of the highest rise by which a surface may sink below its centre and still be drawn as a basin around it.
 _SINKS = 0.05
+# Levels in a decade, the first that make so many between the lowest and the highest rise.
+_LADDERS = ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
+_FEWEST = 7
 
 
 @styled
@@ -135,6 +138,8 @@ def span(surfaces: list[np.ndarray]) -> tuple[float, float]:
 def levels(surfaces: list[np.ndarray], decades: float = 3.0) -> list[float]:
     """Levels 1, 2, 5, 10, ... common to all surfaces: from what is visible up to the largest finite rise.
 
+    More of them in a decade where these are few: a steep basin in a plateau has its rises in one decade.
+
     Equal steps from the lowest value to the highest where a surface sinks well below its centre. Raises as
     :func:`span` does.
     """
@@ -148,8 +153,12 @@ def levels(surfaces: list[np.ndarray], decades: float = 3.0) -> list[float]:
     rises = np.concatenate([z[np.isfinite(z) & (z > 0)] for z in surfaces])
     top = math.log10(high)
     bottom = max(top - decades, math.log10(float(rises.min())))
-    steps = [m * 10.0**e for e in range(math.floor(bottom), math.ceil(top) + 1) for m in (1, 2, 5)]
-    inside = [float(f"{s:.3g}") for s in steps if bottom <= math.log10(s) <= top]
+    inside: list[float] = []
+    for ladder in _LADDERS:
+        steps = [m * 10.0**e for e in range(math.floor(bottom), math.ceil(top) + 1) for m in ladder]
+        inside = [float(f"{s:.3g}") for s in steps if bottom <= math.log10(s) <= top]
+        if len(inside) >= _FEWEST:
+            break
     return inside if len(inside) > 1 else [10**bottom, 10**top * (1 + 1e-9)]
 
 

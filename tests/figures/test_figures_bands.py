@@ -131,6 +131,9 @@ def test_levels_are_shared_and_go_1_2_5():
     flat, sharp = np.array([[0.0, 0.011], [np.nan, 0.3]]), np.array([[0.0, 7.0], [np.inf, 2.0]])
     assert levels([flat, sharp]) == [0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
     assert levels([np.array([[0.0, 7.0, 1e-6]])])[0] == 0.01
+    assert levels([np.array([[0.0, 0.9, 7.4]])]) == [1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0], (
+        "a basin in a plateau"
+    )
     with pytest.raises(TableError, match="changes"):
         levels([np.zeros((2, 2))])
 
