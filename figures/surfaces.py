@@ -148,8 +148,8 @@ def levels(surfaces: list[np.ndarray], decades: float = 3.0) -> list[float]:
     low, high = span(surfaces)
     if low < 0:
         ticks = [float(f"{s:.3g}") for s in MaxNLocator(9, steps=[1, 2, 5, 10]).tick_values(low, high)]
-        inside = [tick for tick in ticks if low <= tick <= high]
-        return inside if len(inside) > 1 else [low, high]
+        equal = [tick for tick in ticks if low <= tick <= high]
+        return equal if len(equal) > 1 else [low, high]
     rises = np.concatenate([z[np.isfinite(z) & (z > 0)] for z in surfaces])
     top = math.log10(high)
     bottom = max(top - decades, math.log10(float(rises.min())))
