@@ -63,3 +63,27 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("reference data (../shared) is not on this machine")
     return SHARED
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """``killed_at(n)``: interrupted at the n-th point, those before it stored; gives the list of points asked for."""
+    from landscape import workers
+    from landscape.probe import Probe
+
+    rows = Probe.rows
+
+    def arm(n):
+        asked = []
+
+        def counted(probe, point):
+            asked.append(point)
+            if len(asked) == n:
+                raise KeyboardInterrupt
+            return rows(probe, point)
+
+        monkeypatch.setattr(workers, "SHARD_SECONDS", 0.0)
+        monkeypatch.setattr(Probe, "rows", counted)
+        return asked
+
+    return arm

@@ -17,8 +17,7 @@ from analyses.noise import Noise
 from analyses.options import Options
 from analyses.pilot import with_samples
 from analyses.surface import ANALYSIS, Plane, measure_shard
-from landscape import LandscapeError, orthogonal_pair, workers
-from landscape.probe import Probe
+from landscape import LandscapeError, orthogonal_pair
 from train.loop import fit
 from train.recipe import Recipe
 from train.spec import RunSpec
@@ -180,22 +179,14 @@ def test_a_plane_along_eigenvectors_bends_by_the_eigenvalue(fresh):
     assert bend == pytest.approx(eigenvalue * first["norm"] ** 2, rel=0.02)
 
 
-def test_killed_lines_go_on_from_their_measured_points(fresh, monkeypatch):
+def test_killed_lines_go_on_from_their_measured_points(fresh, killed_at):
     from analyses.flatness import ANALYSIS as FLATNESS
     from analyses.flatness import Lines
 
-    lines, asked, rows = Lines(directions=2, points=5), [], Probe.rows
-
-    def counted(probe, point):
-        asked.append(point)
-        if len(asked) == 9:
-            raise KeyboardInterrupt
-        return rows(probe, point)
-
-    monkeypatch.setattr(workers, "SHARD_SECONDS", 0.0)
+    lines = Lines(directions=2, points=5)
     whole = FLATNESS.measure(open_checkpoint(fresh, OPTIONS), OPTIONS, lines)["curves"]
     shutil.rmtree(fresh / "tables")
-    monkeypatch.setattr(Probe, "rows", counted)
+    asked = killed_at(9)
     with pytest.raises(KeyboardInterrupt):
         FLATNESS.measure(open_checkpoint(fresh, OPTIONS), OPTIONS, lines)
     resumed = FLATNESS.measure(open_checkpoint(fresh, OPTIONS), OPTIONS, lines)["curves"]

@@ -17,8 +17,7 @@ from analyses.errors import AnalysisError
 from analyses.options import Options
 from analyses.together import before_training, check_rest, names, one_space
 from figures.tables import read_table
-from landscape import LandscapeError, workers
-from landscape.probe import Probe
+from landscape import LandscapeError
 from train import methods
 from train.loop import fit
 from train.recipe import Recipe
@@ -223,17 +222,8 @@ def test_the_commands(runs, tmp_path, capsys):
     assert (tmp_path / "tables" / "trajectory" / "provenance.json").read_bytes() == written
 
 
-def test_a_killed_trajectory_goes_on_with_the_point_it_was_at(runs, tmp_path, capsys, monkeypatch):
-    asked, rows = [], Probe.rows
-
-    def counted(probe, point):
-        asked.append(point)
-        if len(asked) == 5:
-            raise KeyboardInterrupt
-        return rows(probe, point)
-
-    monkeypatch.setattr(workers, "SHARD_SECONDS", 0.0)
-    monkeypatch.setattr(Probe, "rows", counted)
+def test_a_killed_trajectory_goes_on_with_the_point_it_was_at(runs, tmp_path, capsys, killed_at):
+    asked = killed_at(5)
     three = tuple(runs[name].path for name in ("lora3.0", "lora2.0", "lora1bit"))
     options, view = replace(OPTIONS, out=tmp_path), trajectory.View(points=3)
     with pytest.raises(KeyboardInterrupt):
